@@ -1,0 +1,30 @@
+"""What a person typed wrong, told in one line: what, got, expected, what to do."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(ValueError):
+    """Bad input by a person. Its text is one line; command lines print it and exit with status 2."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """The tail of a message about an unknown word: ``; did you mean 'mamba'?`` or nothing."""
+    close = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def unknown(what: str, got: str, options: Iterable[str]) -> UserError:
+    """The error for a word that is none of `options`: ``mixer: no variant 'mamba22'; expected one of ...``."""
+    options = sorted(options)
+    return UserError(f"{what} '{got}'; expected one of {', '.join(options)}{did_you_mean(got, options)}")
+
+
+def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    """Run a command line: a `UserError` becomes one line on standard error and exit status 2."""
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
