@@ -1,0 +1,105 @@
+"""Conditioning: how the noise level (and a prompt's vector) reaches the blocks of a denoiser.
+
+A conditioning makes one `Signal` per call of the network, and gives every branch of every block a `Modulation` that the
+signal drives. Modulations start at zero, so that an untrained one changes nothing it should not.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from diffusion_lm.layers.noise_level import NoiseLevelEmbedding
+from diffusion_lm.layers.noise_level import parameters as embedding_parameters
+from diffusion_lm.noisy import Noisy
+from diffusion_lm.shapes import Float, Given, Hidden, Tensor
+
+
+@dataclass(frozen=True)
+class Signal:
+    """noisy: [B, N, C], for positions that are predicted; clean: [B, 1, C], for the given ones, if there are any."""
+
+    noisy: Float[Tensor, "B N C"]
+    clean: Float[Tensor, "B 1 C"]
+    given: Given | None
+
+
+class Modulation(nn.Module):
+    """`parts` values per channel and position, linear in the signal, zero at the start."""
+
+    def __init__(self, channels: int, d_model: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(channels, parts * d_model)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def values(self, signal: Signal, length: int) -> tuple[Tensor, ...]:
+        """The parts, each [B, L or 1, D]."""
+        value = self.linear(signal.noisy)
+        if value.shape[1] > 1:
+            value = value.repeat_interleave(length // value.shape[1], 1)
+        if signal.given is not None:
+            value = torch.where(signal.given.unsqueeze(-1), self.linear(signal.clean), value)
+        return value.chunk(self.parts, -1)
+
+
+class Branch(nn.Module, ABC):
+    """What happens around one branch (mixer or MLP) of a block."""
+
+    @abstractmethod
+    def forward(self, branch: nn.Module, x: Hidden, signal: Signal | None) -> Hidden:
+        """The branch's contribution to the residual stream, for its normalised input x."""
+
+
+class ConditioningConfig:
+    """What every conditioning's config can say without building it."""
+
+    __slots__ = ()
+    parts: ClassVar[int]
+    channels: int
+
+    def parameters(self, d_model: int, branches: int) -> int:
+        """Number of parameters, for that many branches in the whole trunk."""
+        modulation = self.parts * d_model * (self.channels + 1)
+        return embedding_parameters(self.channels) + branches * modulation
+
+    def check(self) -> None:
+        """Raise `ValueError` for an impossible number of channels."""
+        if self.channels < 1:
+            raise ValueError(f"channels: got {self.channels}, expected at least 1")
+
+
+class Conditioning(nn.Module, ABC):
+    """Makes signals, and the branches that use them."""
+
+    def __init__(self, config: Any, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        self.d_model = d_model
+
+    @abstractmethod
+    def signal(self, noisy: Noisy, prompt: Float[Tensor, "B C"] | None = None) -> Signal | None:
+        """The signal of one call; `prompt` is added to the noise level's embedding."""
+
+    @abstractmethod
+    def branch(self) -> Branch:
+        """A new branch wrapper, with parameters of its own."""
+
+
+class EmbeddedNoiseLevel(Conditioning):
+    """A conditioning whose signal is silu(embedding of the noise level + prompt)."""
+
+    def __init__(self, config: Any, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.embedding = NoiseLevelEmbedding(config.channels)
+
+    def signal(self, noisy: Noisy, prompt: Float[Tensor, "B C"] | None = None) -> Signal:
+        level = noisy.noise_level
+        vector = self.embedding(level)
+        clean = self.embedding(torch.zeros_like(level[:, :1]))
+        if prompt is not None:
+            vector, clean = vector + prompt.unsqueeze(1), clean + prompt.unsqueeze(1)
+        return Signal(nn.functional.silu(vector), nn.functional.silu(clean), noisy.given)

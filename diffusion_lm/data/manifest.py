@@ -1,0 +1,65 @@
+"""The files of a dataset folder: `manifest.jsonl` (one line per shard) and `dataset.json` (written last: its presence means
+complete), and the hash that stands for the content.
+
+    dataset.json   manifest.jsonl   train-000000.tar ...   val-000000.tar ...
+
+A shard is a plain tar that webdataset reads: records `NNNNNN.tokens.npy`, each an array [n <= 64, L] of little-endian uint16.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from diffusion_lm.errors import UserError
+
+VERSION = 1
+DATASET_FILE = "dataset.json"
+MANIFEST_FILE = "manifest.jsonl"
+INCOMPLETE_FILE = "incomplete.json"  # present from the first write to the last
+ROWS_PER_RECORD = 64
+TOKENS_KEY = "tokens.npy"
+DTYPE = "<u2"
+SPLITS = ("train", "val")
+
+
+@dataclass(kw_only=True, slots=True)
+class Shard:
+    """One line of the manifest. `offsets` [records]: the byte at which each record's array data begins, so that rows can be
+    mapped without walking the tar; every record but a shard's last has `ROWS_PER_RECORD` rows."""
+
+    shard: str
+    split: str
+    num_sequences: int
+    records: int
+    bytes: int
+    sha256: str
+    offsets: list[int]
+
+
+def manifest_text(shards: Iterable[Shard]) -> str:
+    """The text of `manifest.jsonl`."""
+    return "".join(json.dumps(asdict(shard)) + "\n" for shard in shards)
+
+
+def read_manifest(folder: Path) -> list[Shard]:
+    """The shards of `folder`, in order. Raises `UserError` when the file is missing or not a manifest."""
+    path = folder / MANIFEST_FILE
+    try:
+        return [Shard(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; the dataset is not whole, make it again") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a manifest ({error}); the dataset is damaged, make it again") from None
+
+
+def corpus_hash(content_facts: dict, shards: Iterable[Shard]) -> str:
+    """Sha256 over the facts that give the ids their meaning and over the shards' content, in order.
+
+    Equal content gives an equal hash wherever the folder lies and whenever it was made.
+    """
+    digest = hashlib.sha256(json.dumps(content_facts, sort_keys=True).encode())
+    for shard in shards:
+        digest.update(f"\n{shard.split} {shard.num_sequences} {shard.sha256}".encode())
+    return digest.hexdigest()

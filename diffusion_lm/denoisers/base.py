@@ -1,0 +1,72 @@
+"""Denoisers: noise-conditioned trunks, hidden in, hidden out.
+
+Every denoiser is a stack of residual blocks; what differs is which mixer stands in which block, and what the blocks are
+told. Configs predict parameters and floating-point operations without building anything.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from diffusion_lm.conditioning.base import ConditioningConfig
+from diffusion_lm.config import part
+from diffusion_lm.layers.mlp import mlp_width
+from diffusion_lm.mixers.base import MixerConfig
+from diffusion_lm.noisy import Noisy
+from diffusion_lm.shapes import Hidden
+
+
+@dataclass(kw_only=True, slots=True)
+class DenoiserConfig:
+    """Fields that every denoiser has. Variants say which mixers their blocks hold."""
+
+    n_layers: int = 4
+    """Number of blocks."""
+    mlp_expansion: float = 4.0
+    """Width of the MLP over d_model; 0 leaves the MLPs out."""
+    conditioning: ConditioningConfig = part("conditioning", "adaln")
+    """How the noise level reaches the blocks."""
+
+    def __post_init__(self) -> None:
+        if self.n_layers < 1:
+            raise ValueError(f"n_layers: got {self.n_layers}, expected at least 1")
+        if self.mlp_expansion < 0:
+            raise ValueError(f"mlp_expansion: got {self.mlp_expansion}, expected 0 or more")
+
+    def mixers(self) -> Sequence[MixerConfig]:
+        """The mixer of each block, from the first to the last."""
+        raise NotImplementedError
+
+    def branches(self) -> int:
+        """Residual branches of the trunk: a mixer and, unless left out, an MLP per block."""
+        return len(self.mixers()) * (2 if self.mlp_expansion else 1)
+
+    def parameters(self, d_model: int) -> int:
+        """Parameters of the trunk."""
+        width = mlp_width(d_model, self.mlp_expansion)
+        per_block = 2 * d_model * width + d_model * (2 if width else 1)
+        blocks = sum(mixer.parameters(d_model) + per_block for mixer in self.mixers())
+        return blocks + self.conditioning.parameters(d_model, self.branches())
+
+    def flops_per_token(self, d_model: int, length: int) -> float:
+        """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two).
+
+        The conditioning is left out: it works once per row, not per position.
+        """
+        width = mlp_width(d_model, self.mlp_expansion)
+        return sum(mixer.flops_per_token(d_model, length) + 4 * d_model * width for mixer in self.mixers())
+
+
+class Denoiser(nn.Module, ABC):
+    """hidden [B, L, D], noisy -> hidden [B, L, D]."""
+
+    def __init__(self, config: Any, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
+        """The trunk; the readout's norm comes after it."""

@@ -1,0 +1,77 @@
+"""dimba: Mamba-2 blocks that see the noise level and an encoded prompt. DIMBA (Allafi, April 2025), section 3.2.
+
+The paper encodes the answer itself during training and a prompt of another length at inference. Here a prompt is a set
+of given positions: they stay clean in the sequence, and the prompt encoder (an MLP, section 3.2.2) sees these positions
+alone, pooled to one vector that modulates every block together with the noise level: by FiLM or additively.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from diffusion_lm.conditioning.base import ConditioningConfig
+from diffusion_lm.config import build, name_of, part
+from diffusion_lm.denoisers.base import Denoiser, DenoiserConfig
+from diffusion_lm.layers.stack import Stack
+from diffusion_lm.mixers.base import MixerConfig
+from diffusion_lm.noisy import Noisy
+from diffusion_lm.shapes import Float, Given, Hidden, Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class DimbaConfig(DenoiserConfig):
+    mlp_expansion: float = 2.0
+    """Width of the MLP over d_model; 0 leaves the MLPs out."""
+    conditioning: ConditioningConfig = part("conditioning", "film")
+    """How noise level and prompt reach the blocks: film or additive in the paper; adaln works too."""
+    mixer: MixerConfig = part("mixers", "bidirectional")
+    """The mixer of every block; the paper's own is mamba2, which is causal."""
+
+    def __post_init__(self) -> None:
+        DenoiserConfig.__post_init__(self)
+        if not self.conditioning.channels:
+            raise ValueError(f"conditioning: got '{name_of(self.conditioning)}', which leaves the prompt encoder no way in; "
+                             "expected film, additive or adaln")
+
+    def mixers(self) -> Sequence[MixerConfig]:
+        return [self.mixer] * self.n_layers
+
+    def parameters(self, d_model: int) -> int:
+        channels = self.conditioning.channels
+        encoder = d_model * channels + channels + channels * channels + channels + channels
+        return DenoiserConfig.parameters(self, d_model) + encoder
+
+    def flops_per_token(self, d_model: int, length: int) -> float:
+        encoder = 2 * d_model * self.conditioning.channels
+        return DenoiserConfig.flops_per_token(self, d_model, length) + encoder
+
+
+class PromptEncoder(nn.Module):
+    """MLP over the given positions, averaged; a learned vector where nothing is given."""
+
+    def __init__(self, d_model: int, channels: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(d_model, channels)
+        self.out = nn.Linear(channels, channels)
+        self.nothing = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, hidden: Hidden, given: Given) -> Float[Tensor, "B C"]:
+        share = given.to(hidden.dtype).unsqueeze(-1)
+        pooled = (nn.functional.silu(self.hidden(hidden)) * share).sum(1) / share.sum(1).clamp(min=1)
+        return torch.where(given.any(1, keepdim=True), self.out(pooled), self.nothing)
+
+
+class Dimba(Denoiser):
+    """A Mamba-2 trunk with a prompt encoder."""
+
+    def __init__(self, config: DimbaConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        self.conditioning = build(config.conditioning, d_model)
+        self.prompt_encoder = PromptEncoder(d_model, config.conditioning.channels)
+        self.stack = Stack(list(config.mixers()), d_model, config.mlp_expansion, self.conditioning)
+
+    def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
+        given = torch.zeros_like(hidden[..., 0], dtype=torch.bool) if noisy.given is None else noisy.given
+        return self.stack(hidden, self.conditioning.signal(noisy, self.prompt_encoder(hidden, given)))

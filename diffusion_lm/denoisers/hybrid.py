@@ -1,0 +1,46 @@
+"""hybrid: attention among Mamba-2 blocks. DiffuMamba-H (arXiv 2511.15927), by default one attention after every five.
+
+The pattern is a string of M (the Mamba mixer) and A (attention), repeated to the number of blocks. A hybrid without at
+least one of each is refused: it would be another denoiser under this one's name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+from diffusion_lm.config import part
+from diffusion_lm.denoisers.base import DenoiserConfig
+from diffusion_lm.layers.trunk import Trunk
+from diffusion_lm.mixers.base import MixerConfig
+
+
+@dataclass(kw_only=True, slots=True)
+class HybridConfig(DenoiserConfig):
+    n_layers: int = 6
+    """Number of blocks."""
+    mlp_expansion: float = 2.0
+    """Width of the MLP over d_model; 0 leaves the MLPs out."""
+    pattern: str = "MMMMMA"
+    """Period of mixers: M is `mamba`, A is `attention`."""
+    mamba: MixerConfig = part("mixers", "bidirectional")
+    attention: MixerConfig = part("mixers", "attention")
+
+    def __post_init__(self) -> None:
+        DenoiserConfig.__post_init__(self)
+        if set(self.pattern) - {"M", "A"}:
+            raise ValueError(f"pattern: got '{self.pattern}', expected a string of M and A")
+        if set(self.layers()) != {"M", "A"}:
+            raise ValueError(f"pattern: '{self.pattern}' over {self.n_layers} layers gives '{self.layers()}', "
+                             "expected at least one Mamba (M) and one attention (A) layer")
+
+    def layers(self) -> str:
+        """One letter per block."""
+        return "".join(islice(cycle(self.pattern), self.n_layers))
+
+    def mixers(self) -> Sequence[MixerConfig]:
+        letters = {"M": self.mamba, "A": self.attention}
+        return [letters[letter] for letter in self.layers()]
+
+
+class Hybrid(Trunk):
+    """A trunk of both kinds of mixer."""

@@ -1,0 +1,25 @@
+"""Root-mean-square norms, computed in float32."""
+
+import torch
+from torch import nn
+
+from diffusion_lm.shapes import Float, Tensor
+
+
+class GatedRMSNorm(nn.Module):
+    """norm(y * silu(z)) * weight, the norm over groups of channels (Mamba-2, arXiv 2405.21060, section 7.1)."""
+
+    def __init__(self, channels: int, groups: int = 1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.groups, self.eps = groups, eps
+
+    def forward(self, y: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        gated = (y.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
+        scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
+        return (scaled.flatten(-2) * self.weight).to(y.dtype)
+
+
+def rms_norm(channels: int, *, affine: bool = True) -> nn.RMSNorm:
+    """RMSNorm with the project's epsilon (Zhang and Sennrich, arXiv 1910.07467)."""
+    return nn.RMSNorm(channels, eps=1e-5, elementwise_affine=affine)

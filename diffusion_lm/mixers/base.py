@@ -1,0 +1,43 @@
+"""Sequence mixers: layers that move information between positions.
+
+A mixer is bidirectional unless its config says `causal`. Configs predict the mixer's parameters and floating-point
+operations, so that arms can be sized without being built.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import nn
+
+from diffusion_lm.shapes import Hidden
+
+
+class SequenceMixer(nn.Module, ABC):
+    """y = mixer(x), of the shape of x."""
+
+    def __init__(self, config: Any, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        self.d_model = d_model
+
+    @abstractmethod
+    def forward(self, x: Hidden) -> Hidden:
+        """Mix over positions. [B, L, D] -> [B, L, D]"""
+
+
+class MixerConfig:
+    """What every mixer's config can say without building the mixer."""
+
+    __slots__ = ()
+
+    def is_causal(self) -> bool:
+        """Whether an output depends on earlier positions only."""
+        raise NotImplementedError
+
+    def parameters(self, d_model: int) -> int:
+        """Number of parameters."""
+        raise NotImplementedError
+
+    def flops_per_token(self, d_model: int, length: int) -> float:
+        """Floating-point operations of a forward pass per position: matrix products, a multiply-add being two."""
+        raise NotImplementedError

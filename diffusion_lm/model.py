@@ -1,0 +1,113 @@
+"""The denoising model: embed the state, run the denoiser, read out logits.
+
+Discrete states look their embedding up; Gaussian states are vectors already and are projected to the trunk's width. A
+Gaussian model's token table has rows of norm sqrt(D), so that the schedule's signal-to-noise ratio means something and
+the embeddings cannot collapse; its logits start from the token evidence that the noisy vector itself carries.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion_lm.denoisers.base import Denoiser
+from diffusion_lm.layers.norm import rms_norm
+from diffusion_lm.noisy import Noisy
+from diffusion_lm.processes.base import Prediction, Process
+from diffusion_lm.shapes import Float, Hidden, Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    d_model: int = 256
+    """Width of the residual stream, the same for every denoiser."""
+    embedding_dim: int = 16
+    """Dimensions D of a Gaussian process's token embeddings."""
+    output_prior: bool = True
+    """Gaussian: add ln q(x_t | token) to the logits (Plaid, arXiv 2305.18619, section 3.3)."""
+    pad_vocabulary_to: int = 8
+    """Logits are padded to a multiple of this; the padding has probability 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "embedding_dim", "pad_vocabulary_to"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+
+
+def padded(symbols: int, multiple: int) -> int:
+    """`symbols` rounded up to a multiple."""
+    return -(-symbols // multiple) * multiple
+
+
+class TokenLookup(nn.Module):
+    """Ids to vectors of the trunk's width."""
+
+    def __init__(self, config: ModelConfig, symbols: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(symbols, config.d_model) * 0.02)
+
+    def table(self) -> Float[Tensor, "V D"]:
+        """The vectors."""
+        return self.weight
+
+    def forward(self, x: Tensor) -> Hidden:
+        return nn.functional.embedding(x, self.weight)
+
+
+class TokenVectors(nn.Module):
+    """The token table of a Gaussian process, rows of norm sqrt(D), and the way into the trunk."""
+
+    def __init__(self, config: ModelConfig, symbols: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(symbols, config.embedding_dim))
+        self.project = nn.Linear(config.embedding_dim, config.d_model)
+
+    def table(self) -> Float[Tensor, "V D"]:
+        """The vectors, normalised, float32."""
+        return nn.functional.normalize(self.weight.float(), dim=1) * math.sqrt(self.weight.shape[1])
+
+    def forward(self, x: Tensor) -> Hidden:
+        return self.project(x)
+
+
+class DenoisingModel(nn.Module):
+    """What objectives and samplers see: `Noisy` in, `Prediction` out."""
+
+    def __init__(self, config: ModelConfig, denoiser: Any, process: Process) -> None:
+        super().__init__()
+        from diffusion_lm.config import build
+
+        self.config = config
+        self.process = process
+        self.vocabulary = process.vocabulary
+        width = padded(process.symbols, config.pad_vocabulary_to)
+        self.embed = (TokenLookup if process.discrete else TokenVectors)(config, process.symbols)
+        self.given = nn.Parameter(torch.zeros(config.d_model))
+        self.denoiser: Denoiser = build(denoiser, config.d_model)
+        self.norm = rms_norm(config.d_model)
+        self.head = nn.Linear(config.d_model, width)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def table(self) -> Float[Tensor, "V D"]:
+        """The token embeddings, handed to the process."""
+        return self.embed.table()
+
+    def forward(self, noisy: Noisy) -> Prediction:
+        hidden = self.embed(noisy.x)
+        if noisy.given is not None:
+            hidden = hidden + noisy.given.unsqueeze(-1) * self.given
+        logits = self.head(self.norm(self.denoiser(hidden, noisy))).float()
+        if self.config.output_prior and not self.process.discrete:
+            evidence = self.process.token_evidence(noisy.x, noisy.noise_level, self.table())
+            logits = logits + nn.functional.pad(evidence, (0, logits.shape[-1] - evidence.shape[-1]))
+        allowed = torch.arange(logits.shape[-1], device=logits.device) < self.vocabulary
+        return Prediction(logits.masked_fill(~allowed, -torch.inf))
+
+    def count(self) -> dict[str, int]:
+        """Parameters: total, embedding (token table, its projection and head), non_embedding."""
+        total = sum(p.numel() for p in self.parameters())
+        outside = sum(p.numel() for part in (self.embed, self.head) for p in part.parameters())
+        return {"total": total, "embedding": outside, "non_embedding": total - outside}

@@ -1,0 +1,45 @@
+"""cosine: alpha(t) = f(t) / f(0), f(t) = cos^2( (t + s) / (1 + s) * pi / 2 ), s = 0.008.
+
+Nichol and Dhariwal, "Improved denoising diffusion probabilistic models" (arXiv 2102.09672), equation 17, as DIMBA uses
+it. The division by f(0) makes alpha(0) = 1; the authors' code leaves it out. s was tuned to 8-bit pixels and has no
+meaning for embeddings.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from diffusion_lm.schedules.base import NoiseSchedule, Time
+
+
+@dataclass(kw_only=True, slots=True)
+class CosineConfig:
+    s: float = 0.008
+    """Offset that keeps the first steps from being too small."""
+
+    def __post_init__(self) -> None:
+        if self.s < 0:
+            raise ValueError(f"s: got {self.s}, expected s >= 0")
+
+
+class Cosine(NoiseSchedule):
+    """alpha falls from 1 to 0 along a squared cosine."""
+
+    alpha_0, alpha_1 = 1.0, 0.0
+
+    def __init__(self, config: CosineConfig) -> None:
+        super().__init__(config)
+        self.rate = math.pi / 2 / (1 + config.s)
+        self.start = self.rate * config.s
+        self.f_0 = math.cos(self.start) ** 2
+
+    def alpha(self, t: Time) -> Time:
+        # sin of the distance to the end instead of cos: exactly 0 at t = 1
+        return (torch.sin(self.rate * (1 - t)) ** 2 / self.f_0).clamp(max=1.0)
+
+    def alpha_prime(self, t: Time) -> Time:
+        return -self.rate * torch.sin(2 * self.rate * (1 - t)) / self.f_0
+
+    def inverse(self, alpha: Time) -> Time:
+        return (1 - torch.asin(torch.sqrt(alpha * self.f_0).clamp(max=1.0)) / self.rate).clamp(min=0.0)
