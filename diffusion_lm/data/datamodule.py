@@ -17,7 +17,7 @@ Key = tuple[int, int]  # (position, index of the sequence in its split)
 
 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Forward passes per optimiser step on each of `world_size` devices. Raises `UserError` when that is no whole number."""
+    """Forward passes per optimiser step on each of `world_size` devices. Raises `UserError` when not a whole number."""
     if global_batch < 1 or micro_batch < 1:
         raise UserError(f"global batch {global_batch} and micro-batch {micro_batch} must be 1 or more")
     steps, rest = divmod(global_batch, micro_batch * world_size)
@@ -34,8 +34,8 @@ class TokenDataModule(lightning.LightningDataModule):
 
     `global_batch` is the number of sequences per optimiser step over all devices. Optimiser step k uses the positions
     k * global_batch .. (k + 1) * global_batch - 1 of the training order; rank r of W takes the r-th W-th of them. In
-    validation, position is the sequence's index in the split. Needs a Trainer with `use_distributed_sampler=False`; without
-    a Trainer it serves rank 0 of 1 from step 0. `start_position` overrides where training starts.
+    validation, position is the sequence's index in the split. Needs a Trainer with `use_distributed_sampler=False`;
+    without a Trainer it serves rank 0 of 1 from step 0. `start_position` overrides where training starts.
     Raises `UserError` when the dataset is not what `config` says, or the batches cannot be cut as asked.
     """
 
@@ -58,7 +58,7 @@ class TokenDataModule(lightning.LightningDataModule):
         return self._loader("train", _TrainBatches(self, rank, world_size, len(self._open("train"))))
 
     def val_dataloader(self) -> DataLoader:
-        """The same sequences in the same order at every call. With several ranks, rank r gets every W-th one from r on; up
+        """The same sequences in the same order at every call. With several ranks, rank r gets every W-th from r on; up
         to W - 1 of the last are left out so that all ranks have equally many, none twice."""
         rank, world_size = self._place()
         n = len(self._open("val"))
@@ -100,7 +100,7 @@ class TokenDataModule(lightning.LightningDataModule):
     def _open(self, split: str) -> ShardedTokens:
         tokens = ShardedTokens(self.config.path, split)
         if not len(tokens):
-            raise UserError(f"{self.config.path}: no {split} sequences; make shards with more text or another --val-fraction")
+            raise UserError(f"{self.config.path}: no {split} sequences; make shards with another --val-fraction")
         return tokens
 
     def _loader(self, split: str, batches) -> DataLoader:
@@ -111,13 +111,13 @@ class TokenDataModule(lightning.LightningDataModule):
             num_workers=self.config.num_workers,
             persistent_workers=self.config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed),  # else each new iterator would draw from the global one
+            generator=torch.Generator().manual_seed(self.seed),  # else each new iterator draws from the global one
         )
 
 
 class _TrainBatches:
-    """The keys of one rank's micro-batches, for ever. No `__len__`. PyTorch hands whole batches to its reading processes in
-    turn and returns them in order, so their number changes nothing."""
+    """The keys of one rank's micro-batches, for ever. No `__len__`. PyTorch hands whole batches to its reading
+    processes in turn and returns them in order, so their number changes nothing."""
 
     def __init__(self, module: TokenDataModule, rank: int, world_size: int, n: int):
         self._module = module

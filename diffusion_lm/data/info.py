@@ -70,8 +70,8 @@ class DatasetInfo:
             raise UserError(f"{path}: no such folder of shards; make it: {make}")
         if not (path / DATASET_FILE).exists():
             if (path / INCOMPLETE_FILE).exists():
-                raise UserError(f"{path}: the making of these shards was cut short; run its command again, like: {make}")
-            raise UserError(f"{path}: not a dataset (no {DATASET_FILE} in it); make one elsewhere: python -m data_prep shard")
+                raise UserError(f"{path}: the making of these shards was cut short; run it again, like: {make}")
+            raise UserError(f"{path}: not a dataset (no {DATASET_FILE} in it); make one in a new folder")
         return cls._parse(path)
 
     @classmethod
@@ -100,7 +100,8 @@ def data_facts(config: TokenDataConfig) -> DatasetInfo:
     Raises `UserError` when there is none, or when its tokenizer or length are not the config's.
     """
     if config.num_workers < 0 or config.val_sequences < 0:
-        raise UserError(f"data: num_workers={config.num_workers} and val_sequences={config.val_sequences} must be 0 or more")
+        got = f"num_workers={config.num_workers}, val_sequences={config.val_sequences}"
+        raise UserError(f"data: {got}; both must be 0 or more")
     tokenizer = load_tokenizer(config.tokenizer)
     info = DatasetInfo.load(config.path, tokenizer=config.tokenizer, length=config.length)
     for name in ("tokenizer", "length"):

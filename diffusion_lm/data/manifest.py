@@ -1,9 +1,9 @@
-"""The files of a dataset folder: `manifest.jsonl` (one line per shard) and `dataset.json` (written last: its presence means
-complete), and the hash that stands for the content.
+"""The files of a dataset folder: `manifest.jsonl` (one line per shard) and `dataset.json` (written last: its presence
+means complete), and the hash that stands for the content.
 
     dataset.json   manifest.jsonl   train-000000.tar ...   val-000000.tar ...
 
-A shard is a plain tar that webdataset reads: records `NNNNNN.tokens.npy`, each an array [n <= 64, L] of little-endian uint16.
+A shard is a plain tar that webdataset reads: records `NNNNNN.tokens.npy`, each an array [n <= 64, L] of uint16.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ SPLITS = ("train", "val")
 
 @dataclass(kw_only=True, slots=True)
 class Shard:
-    """One line of the manifest. `offsets` [records]: the byte at which each record's array data begins, so that rows can be
-    mapped without walking the tar; every record but a shard's last has `ROWS_PER_RECORD` rows."""
+    """One line of the manifest. `offsets` [records]: the byte at which each record's array data begins, so that rows
+    can be mapped without walking the tar; every record but a shard's last has `ROWS_PER_RECORD` rows."""
 
     shard: str
     split: str

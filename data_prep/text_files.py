@@ -1,0 +1,96 @@
+"""A folder, or one file, of texts: `.txt` (a file is a document) and JSON lines, perhaps compressed, with a `text`."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from data_prep.compressed import open_plain, open_zstd
+from data_prep.sources import Source
+from diffusion_lm.errors import UserError
+
+
+class TextFiles(Source):
+    """Files in the order of their relative paths; hidden files and folders are left out. Raises `UserError` when there
+    is none that can be read."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.name = str(path.resolve())
+        self.path = path
+        self.files = [path] if path.is_file() else _below(path)
+        self.files = [file for file in self.files if reader_of(file)]
+        if not self.files:
+            what = "a file of unknown type" if path.is_file() else "no text file in it"
+            raise UserError(f"--source '{path}': {what}; expected {', '.join(READERS)}")
+
+    def documents(self) -> Iterator[str]:
+        """The texts of all files, streamed line by line."""
+        for path in self.files:
+            try:
+                yield from reader_of(path)(self, path)
+            except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+                raise UserError(f"{path}: cannot be read to its end ({error}); repair or remove it") from None
+
+    def facts(self) -> dict:
+        """Number and size on disk of the files."""
+        return {"files": len(self.files), "file_bytes": sum(path.stat().st_size for path in self.files)}
+
+    def text_file(self, path: Path) -> Iterator[str]:
+        """The whole file as one document."""
+        data = path.read_bytes()
+        try:
+            yield data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            self.notes[".txt files that are not UTF-8: bad bytes became U+FFFD"] += 1
+            yield data.decode("utf-8-sig", errors="replace")
+
+    def json_lines(self, path: Path, unpack: Callable[[Path], BinaryIO] = open_plain) -> Iterator[str]:
+        """The field `text` of each line that has one; other lines are counted."""
+        with unpack(path) as lines:
+            for line in lines:
+                text = _text_of(line)
+                if text is not None:
+                    yield text
+                elif line.strip():
+                    self.notes["bad lines skipped (not JSON, or no field 'text' that holds Unicode text)"] += 1
+
+    def gzip_lines(self, path: Path) -> Iterator[str]:
+        """`json_lines` of a gzip file."""
+        yield from self.json_lines(path, gzip.open)
+
+    def zstd_lines(self, path: Path) -> Iterator[str]:
+        """`json_lines` of a Zstandard file of any number of frames."""
+        yield from self.json_lines(path, open_zstd)
+
+
+READERS = {
+    ".txt": TextFiles.text_file,
+    ".jsonl": TextFiles.json_lines,
+    ".jsonl.gz": TextFiles.gzip_lines,
+    ".jsonl.zst": TextFiles.zstd_lines,
+    ".jsonl.zstd": TextFiles.zstd_lines,
+}
+
+
+def reader_of(path: Path) -> Callable[[TextFiles, Path], Iterator[str]] | None:
+    """How to read `path`, by the end of its name."""
+    return next((read for suffix, read in READERS.items() if path.name.lower().endswith(suffix)), None)
+
+
+def _below(folder: Path) -> list[Path]:
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return [folder / path for path in sorted(found) if not any(part.startswith(".") for part in path.parts)]
+
+
+def _text_of(line: bytes) -> str | None:
+    try:
+        text = json.loads(line)["text"]
+        text.encode("utf-8")  # a lone surrogate is not text
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return None
+    return text
