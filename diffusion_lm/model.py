@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion_lm.config import build
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.norm import rms_norm
 from diffusion_lm.noisy import Noisy
@@ -77,8 +78,6 @@ class DenoisingModel(nn.Module):
 
     def __init__(self, config: ModelConfig, denoiser: Any, process: Process) -> None:
         super().__init__()
-        from diffusion_lm.config import build
-
         self.config = config
         self.process = process
         self.vocabulary = process.vocabulary

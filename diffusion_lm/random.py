@@ -4,7 +4,6 @@ Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 
 int64. The 64-bit key is the seed; the 128-bit counter is (index within the row, position, stream and draw).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from math import prod
@@ -50,9 +49,9 @@ class Noise:
 
     seed: int
     position: Positions
-    draw: int = 0
+    draw: int | Int[Tensor, "B"] = 0
 
-    def at(self, draw: int) -> "Noise":
+    def at(self, draw: int | Int[Tensor, "B"]) -> "Noise":
         """The same rows, for their `draw`-th use (a sampler's step, an evaluation's level)."""
         return replace(self, draw=draw)
 
@@ -75,8 +74,8 @@ class Noise:
         position = self.position.to(torch.int64)
         index = torch.arange(count, device=position.device)
         shape = (len(position), count)
-        words = (index, (position & _LOW)[:, None], (position >> 32)[:, None],
-                 torch.tensor(int(stream) << 24 | self.draw, device=position.device))
+        use = torch.as_tensor(self.draw, device=position.device).reshape(-1, 1) + (int(stream) << 24)
+        words = (index, (position & _LOW)[:, None], (position >> 32)[:, None], use)
         return philox(torch.stack([w.expand(shape) for w in words], -1), self.seed)
 
 
@@ -106,12 +105,3 @@ def categorical(probabilities: Float[Tensor, "*n V"], uniform: Float[Tensor, "*n
     target = (uniform * cumulative[..., -1]).unsqueeze(-1)
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
 
-
-def numbered(count: int, device: torch.device | str = "cpu", start: int = 0) -> Positions:
-    """Row keys start, start + 1, ..."""
-    return torch.arange(start, start + count, device=device)
-
-
-def spread(times: Sequence[float], like: Tensor) -> Float[Tensor, "n"]:
-    """A float64 tensor of `times` on the device of `like`."""
-    return torch.tensor(list(times), dtype=torch.float64, device=like.device)

@@ -85,3 +85,7 @@ class Process(nn.Module, ABC):
     @abstractmethod
     def decode(self, x: State, prediction: Prediction, noise: Noise) -> Tokens:
         """Tokens of a state at t = 0, given a prediction made there."""
+
+    @abstractmethod
+    def holds_tokens(self, x: State) -> bool:
+        """Whether a state at t = 0 is text already, so that no prediction is needed to decode it."""

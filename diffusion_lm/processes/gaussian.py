@@ -115,6 +115,9 @@ class Gaussian(Process):
     def decode(self, x: Hidden, prediction: Prediction, noise: Noise) -> Tokens:
         return draw_tokens(prediction, noise)
 
+    def holds_tokens(self, x: Hidden) -> bool:
+        return False
+
     def token_evidence(self, x: Hidden, noise_level: Float[Tensor, "B #L"], table: Float[Tensor, "V D"]) -> Float[Tensor, "B L V"]:
         """ln N(x; sqrt(alpha) e_v, 1 - alpha) up to a constant, for every token v: Plaid's output prior.
 

@@ -121,3 +121,6 @@ class Masked(Process):
 
     def decode(self, x: Tokens, prediction: Prediction, noise: Noise) -> Tokens:
         return torch.where(self.is_masked(x), draw_tokens(prediction, noise), x)
+
+    def holds_tokens(self, x: Tokens) -> bool:
+        return not bool(self.is_masked(x).any())

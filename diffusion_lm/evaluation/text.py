@@ -1,0 +1,44 @@
+"""Drawing text from a model: tokens by the experiment's sampler, decoded by its tokenizer."""
+
+import torch
+
+from diffusion_lm.config import build
+from diffusion_lm.data.tokenizers.base import load_tokenizer
+from diffusion_lm.errors import UserError
+from diffusion_lm.experiment import ExperimentConfig
+from diffusion_lm.model import DenoisingModel
+from diffusion_lm.random import Noise
+from diffusion_lm.samplers.base import generate
+
+
+def draw_texts(
+    model: DenoisingModel,
+    config: ExperimentConfig,
+    count: int,
+    *,
+    seed: int,
+    length: int | None = None,
+    prompt: str = "",
+) -> list[str]:
+    """`count` texts of `length` tokens (the training length by default), each beginning with `prompt`.
+
+    Text number i depends on (seed, i) alone, not on `count`. Raises `UserError` when the prompt leaves no room.
+    """
+    length = length or config.data.length
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    device = model.given.device
+    noise = Noise(seed, torch.arange(count, device=device))
+    sampler = build(config.sampler, model.process)
+    tokens = given = None
+    if prompt:
+        ids = torch.as_tensor(tokenizer.encode_ordinary(prompt).astype("int64"), device=device)
+        if len(ids) >= length:
+            raise UserError(f"prompt: {len(ids)} tokens leave no room in {length}; give a shorter prompt or a larger length")
+        tokens = torch.zeros(count, length, dtype=torch.long, device=device)
+        tokens[:, : len(ids)] = ids
+        given = (torch.arange(length, device=device) < len(ids)).expand(count, length)
+    was_training = model.training
+    model.eval()
+    sample = generate(sampler, model, noise, length, tokens, given)
+    model.train(was_training)
+    return [tokenizer.decode(row) for row in sample.tokens.cpu().numpy()]

@@ -1,0 +1,137 @@
+"""An experiment: the root config, which reads like a table of contents, and how it is loaded, checked and saved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffusion_lm.config import config_class, from_tree, merge, name_of, part, part_class, to_tree
+from diffusion_lm.data.info import TokenDataConfig
+from diffusion_lm.errors import UserError, did_you_mean
+from diffusion_lm.files import write_text
+from diffusion_lm.kernels.base import choose_kernel
+from diffusion_lm.model import ModelConfig
+from diffusion_lm.prompts import PromptConfig
+from diffusion_lm.training.config import EvaluationConfig, TrainingConfig
+
+EXPERIMENTS = Path("experiments")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(kw_only=True, slots=True)
+class ExperimentConfig:
+    """Everything that decides what a run computes."""
+
+    name: str = "experiment"
+    """Names the run folder runs/NAME; by default the experiment file's name."""
+    seed: int = 0
+    """Of the initial weights, the order of the data and the noise of training."""
+    data: TokenDataConfig = field(default_factory=TokenDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    denoiser: Any = part("denoisers", "transformer")
+    objective: Any = part("objectives", "masked")
+    process: Any = part("processes")
+    """auto: the objective's own."""
+    schedule: Any = part("schedules")
+    """auto: the objective's own."""
+    sampler: Any = part("samplers", "ancestral")
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        objective, sampler = part_class(self.objective), part_class(self.sampler)
+        if self.process == "auto":
+            self.process = config_class("processes", objective.processes[0])()
+        if self.schedule == "auto":
+            self.schedule = config_class("schedules", objective.default_schedule)()
+        process = name_of(self.process)
+        if process not in objective.processes:
+            raise ValueError(f"objective '{name_of(self.objective)}' has no meaning for process '{process}': it is a bound of "
+                             f"{' or '.join(objective.processes)}")
+        if process not in sampler.processes:
+            raise ValueError(f"sampler '{name_of(self.sampler)}' cannot sample process '{process}': its step is made for "
+                             f"{' or '.join(sampler.processes)}")
+        if self.seed < 0:
+            raise ValueError(f"seed: got {self.seed}, expected 0 or more")
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The experiment in YAML file `source` (or the one of that name under experiments/) with ``key=value`` overrides.
+
+    Raises `UserError` in one line for a file, key, variant or value that is not there or makes no sense.
+    """
+    path = find(source)
+    tree = read_tree(path)
+    for override in overrides:
+        tree = merge(tree, _override(override))
+    tree.setdefault("name", str(path.with_suffix("").name if EXPERIMENTS not in path.parents else path.stem))
+    return from_tree(ExperimentConfig, tree)
+
+
+def find(source: str | Path) -> Path:
+    """The file of an experiment given by path, or by name under experiments/ here or in the project."""
+    given = Path(source)
+    places = [given, *(root / EXPERIMENTS / f"{source}.yaml" for root in (Path(), ROOT))]
+    for place in places:
+        if place.is_file():
+            return place
+    names = [str(p.relative_to(root / EXPERIMENTS).with_suffix("")) for root in (Path(), ROOT)
+             for p in (root / EXPERIMENTS).rglob("*.yaml")]
+    raise UserError(f"experiment '{source}': no such file, and no such name under experiments/"
+                    f"{did_you_mean(str(source), names)}; expected a YAML file or one of {', '.join(sorted(set(names))) or 'none'}")
+
+
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The plain tree of a YAML file, over that of the file its `base:` names (relative to it, or by name)."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: base leads back to itself")
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable YAML file: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: got {type(tree).__name__}, expected a mapping of keys to values")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    relative = path.parent / str(base)
+    below = read_tree(relative if relative.is_file() else find(base), (*seen, path.resolve()))
+    below.pop("name", None)
+    return merge(below, tree)
+
+
+def _override(text: str) -> dict[str, Any]:
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{text}': expected key=value")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"override '{text}': {error}") from None
+
+
+def to_dict(config: ExperimentConfig) -> dict[str, Any]:
+    """The config as a plain tree, parts with their names."""
+    return to_tree(config)
+
+
+def save(config: ExperimentConfig, path: str | Path) -> None:
+    """Write the config as YAML, all or nothing; `load` reads it back unchanged."""
+    write_text(path, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+
+
+def with_kernels(config: Any, device: str) -> Any:
+    """A part's config with every scan kernel ``auto`` in it replaced by the one for `device`; a missing one is refused."""
+    changes = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            changes[f.name] = with_kernels(value, device)
+        elif f.name == "kernel":
+            changes[f.name] = choose_kernel(value, device)
+    return replace(config, **changes) if changes else config

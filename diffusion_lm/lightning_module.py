@@ -1,0 +1,95 @@
+"""The one LightningModule: pairs a denoising model with an objective."""
+
+import math
+from collections.abc import Mapping
+
+import lightning
+import torch
+from torch import Tensor
+
+from diffusion_lm.config import build, to_tree
+from diffusion_lm.data.info import DatasetInfo
+from diffusion_lm.errors import UserError
+from diffusion_lm.evaluation.levels import LevelCurve
+from diffusion_lm.experiment import ExperimentConfig
+from diffusion_lm.model import DenoisingModel
+from diffusion_lm.noisy import Batch
+from diffusion_lm.objectives.base import Bound, TrainingNoise
+from diffusion_lm.random import Noise
+from diffusion_lm.training.optimizer import make_optimizer
+
+
+def build_model(config: ExperimentConfig, vocabulary: int) -> DenoisingModel:
+    """The model of an experiment over a vocabulary of that many tokens."""
+    schedule = build(config.schedule)
+    try:
+        process = build(config.process, schedule, vocabulary)
+        return DenoisingModel(config.model, config.denoiser, process)
+    except ValueError as error:
+        raise UserError(f"{config.name}: {error}") from None
+
+
+class DiffusionModule(lightning.LightningModule):
+    """Training and validation of one experiment. `data` tells the vocabulary and the bytes per token."""
+
+    def __init__(self, config: ExperimentConfig, data: DatasetInfo) -> None:
+        super().__init__()
+        self.config = config
+        self.bytes_per_token = data.bytes_per_token
+        self.model = build_model(config, data.vocab_size)
+        noise = TrainingNoise(config.seed, config.training.batch_size)
+        self.objective = build(config.objective, self.model.process, config.prompt, noise)
+        self._bounds: list[Bound] = []
+
+    def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
+        loss = self.objective(self.model, Batch(**batch))
+        self.log("train/loss", loss.loss.detach())
+        for name, value in loss.terms.items():
+            self.log(f"train/{name}", value)
+        return loss.loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], index: int) -> None:
+        settings = self.config.evaluation
+        noise = Noise(settings.seed, batch["position"])
+        self._bounds.append(self.objective.bound(self.model, Batch(**batch), noise, settings.draws))
+
+    def on_validation_epoch_end(self) -> None:
+        bounds, self._bounds = self._bounds, []
+        per_token = self._everywhere(torch.cat([b.nll / b.tokens for b in bounds]))
+        self.log_dict(bound_metrics(per_token, self.bytes_per_token))
+        for name in bounds[0].terms if len(bounds[0].terms) > 1 else ():
+            term = self._everywhere(torch.cat([b.terms[name] / b.tokens for b in bounds]))
+            self.log(f"val_terms/{name}", term.mean())
+        curve = LevelCurve.of(self._everywhere(torch.cat([b.level for b in bounds])),
+                              self._everywhere(torch.cat([b.cross_entropy for b in bounds])))
+        for label, value in curve.points():
+            self.log(f"val_nll_by_noise_level/{label}", value)
+
+    def configure_optimizers(self) -> dict:
+        return make_optimizer(self, self.config.training)
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.log("train/grad_norm", norm)
+        if self.config.training.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.config.training.grad_clip, norm)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["experiment"] = to_tree(self.config)
+
+    def _everywhere(self, value: Tensor) -> Tensor:
+        """The rows of all devices."""
+        return self.all_gather(value).flatten(0, 1) if self.trainer.world_size > 1 else value
+
+
+def bound_metrics(per_token: Tensor, bytes_per_token: float) -> dict[str, Tensor]:
+    """The reported numbers, from one bound in nats per token for every sequence; the standard error is over sequences."""
+    mean = per_token.mean()
+    spread = per_token.std() if len(per_token) > 1 else torch.full_like(mean, math.nan)
+    return {
+        "val/nll": mean,
+        "val/nll_se": spread / math.sqrt(len(per_token)),
+        "val/ppl_bound": mean.exp(),
+        "val/bpb": mean / math.log(2) / bytes_per_token,
+    }

@@ -1,0 +1,136 @@
+"""Callbacks: stopping and checkpointing at safe points, reports, sample texts and throughput."""
+
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import lightning
+from lightning.pytorch import Callback, Trainer
+
+from diffusion_lm.evaluation.text import draw_texts
+from diffusion_lm.lightning_module import DiffusionModule
+from diffusion_lm.training.run import INTERRUPTED, PRUNED, Run
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Checkpoints(Callback):
+    """Writes last.ckpt: every so many steps, after validations, at the end, and before it stops for a signal.
+
+    A signal only sets a flag; all devices decide together at the end of a batch (a handler that saves by itself hangs
+    when one rank is slower). At a step that is validated the checkpoint is written after the validation, so that a
+    resumed run repeats nothing and misses nothing.
+    """
+
+    def __init__(self, run: Run, every: int, val_every: int) -> None:
+        self.run, self.every, self.val_every = run, every, val_every
+        self.signal: int | None = None
+        self.stopped: str | None = None
+        self._handlers: dict[int, Any] = {}
+        self._step = -1
+
+    def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        self._step = trainer.global_step
+        self._handlers = {number: signal.signal(number, self._remember) for number in SIGNALS}
+
+    def teardown(self, trainer: Trainer, module: lightning.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == signal.SIGINT == number:
+            raise SystemExit(128 + number)  # a second Ctrl-C does not wait for the checkpoint
+        self.signal = number
+        print(f"{signal.Signals(number).name}: stopping after this step", file=sys.stderr)
+
+    def on_train_batch_end(self, trainer: Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step or self._validates(trainer):
+            return
+        self._step = trainer.global_step
+        stop = self._told_to_stop(trainer)
+        last = trainer.global_step == trainer.max_steps
+        if stop or last or trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.run.checkpoint)
+        if stop and not last:
+            self._stop(trainer, INTERRUPTED)
+
+    def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        trainer.save_checkpoint(self.run.checkpoint)
+        if trainer.global_step < trainer.max_steps:
+            if trainer.strategy.reduce_boolean_decision(self.run.stop_file.exists(), all=False):
+                self._stop(trainer, PRUNED)
+            elif self._told_to_stop(trainer):
+                self._stop(trainer, INTERRUPTED)
+
+    def _validates(self, trainer: Trainer) -> bool:
+        return bool(self.val_every) and trainer.global_step % self.val_every == 0
+
+    def _told_to_stop(self, trainer: Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+
+    def _stop(self, trainer: Trainer, why: str) -> None:
+        self.stopped = why
+        trainer.should_stop = True
+
+
+class Report(Callback):
+    """One line in report.jsonl and on the terminal per validation, and one sample file."""
+
+    def __init__(self, run: Run, tokens_per_step: int) -> None:
+        self.run, self.tokens_per_step = run, tokens_per_step
+
+    def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val", "throughput"))}
+        step = trainer.global_step
+        self.run.append_report({"step": step, "tokens": step * self.tokens_per_step, **metrics})
+        print(f"step {step:>6}  val/nll {metrics['val/nll']:.4f} ± {metrics['val/nll_se']:.4f} nats/token  "
+              f"val/bpb {metrics['val/bpb']:.3f}  {metrics.get('throughput/tokens_per_second', float('nan')):,.0f} tokens/s",
+              flush=True)
+
+
+class Samples(Callback):
+    """Draws texts at each validation, from the averaged weights that are being validated.
+
+    Stands before the averaging callback in the trainer's list: that one swaps the weights back when its turn comes.
+    """
+
+    def __init__(self, run: Run, count: int) -> None:
+        self.run, self.count = run, count
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: DiffusionModule) -> None:
+        if not self.count or not trainer.is_global_zero:
+            return
+        texts = draw_texts(module.model, module.config, self.count, seed=module.config.seed)
+        text = "\n\n---\n\n".join(texts)
+        (self.run.folder / "samples.txt").write_text(text + "\n", encoding="utf-8")
+        if trainer.logger is not None:
+            quoted = "\n\n---\n\n".join("    " + t.replace("\n", "\n    ") for t in texts)
+            trainer.logger.experiment.add_text("samples", quoted, trainer.global_step)
+
+
+class Throughput(Callback):
+    """tokens per second of training since the last validation, validations and checkpoints not counted."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.seconds, self.steps = 0.0, 0
+
+    def on_train_batch_start(self, trainer: Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        self._step, self._began = trainer.global_step, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, module: lightning.LightningModule, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self._began
+        self.steps += trainer.global_step - self._step
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
+        if self.steps:
+            rate = self.steps * self.tokens_per_step / self.seconds
+            module.log("throughput/tokens_per_second", rate, rank_zero_only=True)
+        self.seconds, self.steps = 0.0, 0

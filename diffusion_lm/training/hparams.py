@@ -1,0 +1,20 @@
+"""The hyper-parameters that TensorBoard's table shows: what tells runs apart, not every field."""
+
+from diffusion_lm.config import name_of
+from diffusion_lm.experiment import ExperimentConfig
+
+
+def flat_hparams(config: ExperimentConfig) -> dict[str, str | int | float]:
+    """A flat row of plain values."""
+    return {
+        "denoiser": name_of(config.denoiser),
+        "objective": name_of(config.objective),
+        "schedule": name_of(config.schedule),
+        "conditioning": name_of(config.denoiser.conditioning),
+        "d_model": config.model.d_model,
+        "n_layers": config.denoiser.n_layers,
+        "lr": config.training.lr,
+        "batch_size": config.training.batch_size,
+        "steps": config.training.steps,
+        "seed": config.seed,
+    }
