@@ -73,6 +73,14 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     return from_tree(ExperimentConfig, tree)
 
 
+def with_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """Another config with ``key=value`` overrides, checked like a file."""
+    tree = to_dict(config)
+    for override in overrides:
+        tree = merge(tree, _override(override))
+    return from_tree(ExperimentConfig, tree)
+
+
 def find(source: str | Path) -> Path:
     """The file of an experiment given by path, or by name under experiments/ here or in the project."""
     given = Path(source)

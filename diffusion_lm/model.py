@@ -110,3 +110,26 @@ class DenoisingModel(nn.Module):
         total = sum(p.numel() for p in self.parameters())
         outside = sum(p.numel() for part in (self.embed, self.head) for p in part.parameters())
         return {"total": total, "embedding": outside, "non_embedding": total - outside}
+
+
+def embedding_parameters(config: ModelConfig, process: Process) -> int:
+    """Parameters of the token table, its projection and the head, as `DenoisingModel.count` finds them."""
+    head = (config.d_model + 1) * padded(process.symbols, config.pad_vocabulary_to)
+    if process.discrete:
+        return head + process.symbols * config.d_model
+    return head + process.symbols * config.embedding_dim + (config.embedding_dim + 1) * config.d_model
+
+
+def model_parameters(config: ModelConfig, denoiser: Any, process: Process) -> int:
+    """All parameters, predicted from the configs: the trunk, the embedding side, the marker of given positions, the norm."""
+    return denoiser.parameters(config.d_model) + embedding_parameters(config, process) + 2 * config.d_model
+
+
+def model_flops_per_token(config: ModelConfig, denoiser: Any, process: Process, length: int) -> float:
+    """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two)."""
+    head = 2 * config.d_model * padded(process.symbols, config.pad_vocabulary_to)
+    flops = denoiser.flops_per_token(config.d_model, length) + head
+    if process.discrete:
+        return flops
+    evidence = 2 * config.embedding_dim * process.symbols if config.output_prior else 0
+    return flops + 2 * config.embedding_dim * config.d_model + evidence

@@ -58,8 +58,8 @@ class TokenDataModule(lightning.LightningDataModule):
         return self._loader("train", _TrainBatches(self, rank, world_size, len(self._open("train"))))
 
     def val_dataloader(self) -> DataLoader:
-        """The same sequences in the same order at every call. With several ranks, rank r gets every W-th from r on; up
-        to W - 1 of the last are left out so that all ranks have equally many, none twice."""
+        """The same sequences in the same order at every call. With several ranks, rank r gets every W-th from r on;
+        up to W - 1 of the last are left out so that all ranks have equally many, none twice."""
         rank, world_size = self._place()
         n = len(self._open("val"))
         count = min(self.config.val_sequences or n, n)

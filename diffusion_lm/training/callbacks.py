@@ -53,14 +53,14 @@ class Checkpoints(Callback):
         stop = self._told_to_stop(trainer)
         last = trainer.global_step == trainer.max_steps
         if stop or last or trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.run.checkpoint)
+            trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
         if stop and not last:
             self._stop(trainer, INTERRUPTED)
 
     def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        trainer.save_checkpoint(self.run.checkpoint)
+        trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
         if trainer.global_step < trainer.max_steps:
             if trainer.strategy.reduce_boolean_decision(self.run.stop_file.exists(), all=False):
                 self._stop(trainer, PRUNED)

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from diffusion_lm.config import differences
 from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps
 from diffusion_lm.data.info import DatasetInfo, data_facts
 from diffusion_lm.errors import UserError
@@ -24,7 +25,6 @@ from diffusion_lm.files import atomic_path
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.averaging import Average
 from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Throughput
-from diffusion_lm.training.config import TrainingConfig
 from diffusion_lm.training.hparams import flat_hparams
 from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run
 
@@ -95,7 +95,7 @@ def _fit(config: ExperimentConfig, run: Run, info: DatasetInfo) -> int:
     module = DiffusionModule(config, info)
     data = TokenDataModule(config.data, seed=config.seed, global_batch=training.batch_size, micro_batch=training.rows_per_pass())
     checkpoints = Checkpoints(run, training.checkpoint_every, training.val_every)
-    resumed_at = _checkpoint_step(run, config)
+    resumed_at = read_checkpoint(run, config)["global_step"] if run.checkpoint.is_file() else 0
     trainer = _trainer(config, run, checkpoints, resumed_at)
     counts = module.model.count()
     print(f"{run.folder}: {counts['total']:,} parameters, {training.accelerator}, {training.precision}, "
@@ -116,20 +116,19 @@ def _fit(config: ExperimentConfig, run: Run, info: DatasetInfo) -> int:
     return EXIT_CODES[status]
 
 
-def _checkpoint_step(run: Run, config: ExperimentConfig) -> int:
-    """The step of the checkpoint to go on from, 0 without one. Refuses the checkpoint of another config."""
-    if not run.checkpoint.is_file():
-        return 0
+def read_checkpoint(run: Run, config: ExperimentConfig) -> dict[str, Any]:
+    """The run's checkpoint, memory-mapped. Refuses a file that is no checkpoint, or one of another config."""
     try:
         checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        experiment, step = checkpoint["experiment"], checkpoint["global_step"]
+        experiment = checkpoint["experiment"]
     except Exception as error:
         raise UserError(f"{run.checkpoint}: not a checkpoint of this project ({type(error).__name__}); move it away to start "
                         "from step 0, or put the right file back") from None
-    if experiment != to_dict(config):
-        raise UserError(f"{run.checkpoint}: belongs to another config than {run.config_file} "
-                        f"(its experiment is '{experiment.get('name')}'); put the right file back, or give run=NEW")
-    return step
+    changed = differences(experiment, to_dict(config))
+    if changed:
+        raise UserError(f"{run.checkpoint}: belongs to another config than {run.config_file} ({'; '.join(changed)}); put the "
+                        "right file back, or give run=NEW")
+    return checkpoint
 
 
 def _trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, resumed_at: int) -> lightning.Trainer:
