@@ -1,0 +1,141 @@
+"""The comparison of a study's arms: plain numbers, which tables, plots and JSON all show."""
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.history import TrialRecord
+from sweeps.study import StudyConfig
+from sweeps.trial_files import BITS, NLL, NLL_ERROR, SPEED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One arm, or one cell of a factorial design: the mean over its seeds.
+
+    `sequences_error` is the standard error over validation sequences of one run (mean over the runs); `seeds_error`
+    that of the mean over seeds, None with one seed. In a sampled study the row is the best of the arm's trials.
+    """
+
+    cell: str
+    params: dict[str, Any]
+    runs: list[TrialRecord]
+    trials: int
+    metrics: dict[str, float | None]
+    sequences_error: float | None
+    seeds_error: float | None
+    parameters: int | None
+    difference: float | None = None
+    difference_error: float | None = None
+
+    @property
+    def best(self) -> TrialRecord:
+        """The run that the command to repeat and the sample text are taken from."""
+        return self.runs[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """The arms that were trained on one corpus, best first."""
+
+    corpus: dict[str, Any]
+    rows: list[Row]
+
+
+def compare(config: StudyConfig, records: Iterable[TrialRecord]) -> list[Comparison]:
+    """One comparison per corpus hash: a bound on other text is another quantity."""
+    by_corpus: dict[str, list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        if record.state == "complete" and record.result:
+            by_corpus[record.result["corpus"]["hash"]].append(record)
+    return [Comparison(corpus=found[0].result["corpus"], rows=_rows(config, found)) for found in by_corpus.values()]
+
+
+def _rows(config: StudyConfig, records: list[TrialRecord]) -> list[Row]:
+    cells: dict[str, list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        cells[record.cell].append(record)
+    groups = {cell: _best_group(config, found) for cell, found in cells.items()}
+    baseline = groups.get(config.baseline or "")
+    rows = [_row(config, cell, group, len(cells[cell]), baseline) for cell, group in groups.items()]
+    return sorted(rows, key=lambda row: _rank(config, row.metrics[config.objective]))
+
+
+def _best_group(config: StudyConfig, records: list[TrialRecord]) -> list[TrialRecord]:
+    """Of the parameters that were tried in a cell the best ones, with all their replicates, the best one first."""
+    groups: dict[str, list[TrialRecord]] = defaultdict(list)
+    for record in records:
+        groups[json.dumps(record.trial.params, sort_keys=True)].append(record)
+    group = min(groups.values(), key=lambda group: _rank(config, _mean(config.objective, group)))
+    return sorted(group, key=lambda record: _rank(config, record.last.get(config.objective)))
+
+
+def _row(config: StudyConfig, cell: str, runs: list[TrialRecord], trials: int,
+         baseline: list[TrialRecord] | None) -> Row:
+    values = _values(config.objective, runs)
+    differences = [] if baseline is None or runs is baseline else _paired(config.objective, runs, baseline)
+    return Row(
+        cell=cell, params=runs[0].trial.params, runs=runs, trials=trials,
+        metrics={name: _mean(name, runs) for name in dict.fromkeys((NLL, BITS, SPEED, *config.metrics))},
+        sequences_error=_mean(NLL_ERROR, runs), seeds_error=standard_error(values),
+        parameters=runs[0].result["parameters"]["non_embedding"],
+        difference=statistics.fmean(differences) if differences else None,
+        difference_error=standard_error(differences),
+    )
+
+
+def _paired(metric: str, runs: list[TrialRecord], baseline: list[TrialRecord]) -> list[float]:
+    """Differences between runs of one seed: what both share, their data order among it, cancels."""
+    of_seed = {record.seed: record.last.get(metric) for record in baseline}
+    pairs = ((record.last.get(metric), of_seed.get(record.seed)) for record in runs)
+    return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of `values`; None for fewer than two."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def _values(metric: str, records: list[TrialRecord]) -> list[float]:
+    return [record.last[metric] for record in records if record.last.get(metric) is not None]
+
+
+def _mean(metric: str, records: list[TrialRecord]) -> float | None:
+    values = _values(metric, records)
+    return statistics.fmean(values) if values else None
+
+
+def _rank(config: StudyConfig, value: float | None) -> float:
+    """A number that is smaller for a better value of the objective."""
+    if value is None:
+        return math.inf
+    return -value if config.metrics[config.objective] == "maximize" else value
+
+
+def to_json(config: StudyConfig, comparisons: list[Comparison], records: list[TrialRecord]) -> dict[str, Any]:
+    """The comparison for programs."""
+    return {
+        "study": config.name,
+        "objective": config.objective,
+        "corpora": [{"corpus": table.corpus, "rows": [_plain(row) for row in table.rows]} for table in comparisons],
+        "trials": {state: sum(record.state == state for record in records)
+                   for state in ("complete", "running", "waiting", "pruned", "fail")},
+        "not_completed": [{"trial": record.number, "cell": record.cell, "seed": record.seed, "state": record.state,
+                           "reason": record.note("reason")} for record in not_completed(records)],
+    }
+
+
+def not_completed(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """The trials that ended without a result."""
+    return [record for record in records if record.state in ("fail", "pruned")]
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    return {"cell": row.cell, "params": row.params, "trials": row.trials, "seeds": [run.seed for run in row.runs],
+            "metrics": row.metrics, "sequences_error": row.sequences_error, "seeds_error": row.seeds_error,
+            "difference": row.difference, "difference_error": row.difference_error, "parameters": row.parameters,
+            "folders": [str(run.folder) for run in row.runs]}

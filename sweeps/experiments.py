@@ -1,0 +1,82 @@
+"""The experiments that trials train: read, changed and written through `diffusion_lm.experiment`.
+
+That module imports torch, so it is imported when the first experiment is read, not before.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from diffusion_lm.config import differences
+from diffusion_lm.errors import UserError
+from diffusion_lm.files import write_json
+from sweeps import design
+from sweeps.folder import StudyFolder
+from sweeps.study import StudyConfig
+
+
+class Experiments(Protocol):
+    """What is needed of `diffusion_lm.experiment`; tests hand in something that does not import torch."""
+
+    def load(self, path_or_name: str, overrides: Sequence[str] = ()) -> Any: ...
+
+    def save(self, config: Any, path: str | Path) -> None: ...
+
+    def to_dict(self, config: Any) -> dict[str, Any]: ...
+
+
+class Core:
+    """`diffusion_lm.experiment`, imported on first use."""
+
+    def __getattr__(self, name: str) -> Any:
+        from diffusion_lm import experiment
+
+        return getattr(experiment, name)
+
+
+def try_all(config: StudyConfig, experiments: Experiments) -> dict[str, Any]:
+    """Read the experiment of every arm with every choice and every end of a range, once.
+
+    Returns the experiment of each arm, for `refuse_changes`. Raises `UserError` for the first that is refused.
+    """
+    references: dict[str, Any] = {}
+    for params in design.probes(config):
+        overrides = design.overrides(config, params, config.seeds[0] if config.seeds else None)
+        try:
+            loaded = experiments.load(config.experiment, overrides)
+        except UserError as error:
+            place = ", ".join(f"{key} {value}" if key == design.ARM else f"{key}={value}"
+                              for key, value in params.items())
+            raise UserError(f"{place}: {error}" if place else str(error)) from None
+        references.setdefault(params.get(design.ARM, ""), _plain(experiments.to_dict(loaded)))
+    return references
+
+
+def save_references(folder: StudyFolder, references: Mapping[str, Any]) -> None:
+    """Keep what the arms' experiments say when the study starts."""
+    write_json(folder.references, references)
+
+
+def refuse_changes(folder: StudyFolder, experiments: Experiments) -> None:
+    """Raise `UserError` if an experiment file or a default changed since the study started.
+
+    Trials of one study must differ in what the study varies and in nothing else.
+    """
+    then = json.loads(folder.references.read_text())
+    lines = differences(then, _plain(try_all(folder.config, experiments)))
+    if lines:
+        raise UserError(f"study '{folder.config.name}': the experiment '{folder.config.experiment}' changed since the "
+                        f"study started ({'; '.join(lines[:3])}); restore it, or start a study with another name")
+
+
+def write_config(config: StudyConfig, folder: Path, params: Mapping[str, Any], seed: int | None,
+                 experiments: Experiments) -> None:
+    """Write ``config.yaml`` of the trial in `folder`: the experiment with the trial's values merged in."""
+    loaded = experiments.load(config.experiment, design.overrides(config, params, seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    experiments.save(loaded, folder / "config.yaml")
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))

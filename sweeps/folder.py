@@ -1,0 +1,64 @@
+"""A study's run folder: ``ROOT/NAME`` with the definition, Optuna's journal, claims and one folder per trial."""
+
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusion_lm.errors import UserError
+from sweeps.study import StudyConfig
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+class StudyFolder:
+    """Paths of one study, and its lock."""
+
+    def __init__(self, config: StudyConfig, root: str | Path = "runs"):
+        self.config = config
+        self.path = Path(root) / config.name
+
+    @property
+    def definition(self) -> Path:
+        """The study as it was when it started."""
+        return self.path / "study.yaml"
+
+    @property
+    def references(self) -> Path:
+        """The experiment of each arm as it was when the study started."""
+        return self.path / "experiments.json"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal."""
+        return self.path / "study.journal"
+
+    @property
+    def claims(self) -> Path:
+        """Who worked on which trial: one file per trial and life."""
+        return self.path / "claims"
+
+    def require(self) -> None:
+        """Raise `UserError` if the study was never started."""
+        if not self.definition.is_file() or not self.journal.is_file():
+            raise self.not_started()
+
+    def not_started(self) -> UserError:
+        """The error for a study that nobody planned yet."""
+        return UserError(f"study '{self.config.name}' was not started: no study in {self.path}; start it with "
+                         "`python -m sweeps run` or `sbatch SLURM/sweep.sh`, or name the folder that has it by --root")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time, across nodes. The kernel frees it when its holder dies, however it dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "study.lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise UserError(f"{self.path}: this file system has no locks ({error.strerror}); name another one by "
+                                "--root (Lustre: mount with -o flock)") from None
+            yield

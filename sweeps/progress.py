@@ -1,0 +1,70 @@
+"""What a trial reports while it trains: printed for people, passed to Optuna, and pruned if Optuna says so."""
+
+import time
+from typing import Any
+
+from optuna.pruners import NopPruner
+
+from sweeps import trial_files
+from sweeps.claim import Claim
+
+REPORT_EVERY = 5.0  # seconds between two reports to Optuna: each is a line in the journal that every worker reads
+
+
+class Progress:
+    """Follows ``report.jsonl`` of one claimed trial."""
+
+    def __init__(self, claim: Claim, objective: str):
+        self.claim, self.objective = claim, objective
+        self.study = claim.trial.study
+        self.tail = trial_files.Tail(claim.folder / trial_files.REPORT)
+        # An earlier life printed these; Optuna may have missed the last of them.
+        self.unreported: dict[str, Any] | None = self._latest(self.tail.read())
+        self.reported_at = float("-inf")
+
+    def update(self, ended: bool) -> None:
+        """Look at the file; `ended` says that training will add nothing to it."""
+        lines = self.tail.read()
+        for line in lines:
+            say(self.claim, describe(line))
+        self.unreported = self._latest(lines) or self.unreported
+        due = ended or time.monotonic() - self.reported_at >= REPORT_EVERY
+        if self.unreported is None or not due or len(self.study.directions) > 1:
+            return
+        line, self.unreported = self.unreported, None
+        self.reported_at = time.monotonic()
+        if line["step"] not in self.claim.trial.storage.get_trial(self.claim.trial._trial_id).intermediate_values:
+            self.claim.trial.report(line[self.objective], line["step"])
+        if not ended and not isinstance(self.study.pruner, NopPruner) and self.claim.trial.should_prune():
+            self._prune(line["step"])
+
+    def _latest(self, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+        """The last line with a value of the objective: an objective without a bound reports none."""
+        return next((line for line in reversed(lines) if isinstance(line.get(self.objective), int | float)), None)
+
+    def _prune(self, step: int) -> None:
+        stop = self.claim.folder / trial_files.STOP
+        if not stop.exists():
+            stop.touch()
+            self.claim.trial.set_user_attr("reason", f"pruned at step {step} by {type(self.study.pruner).__name__}")
+            say(self.claim, f"pruned at step {step}; training stops at its next validation")
+
+
+def describe(line: dict[str, Any]) -> str:
+    """One report as a person reads it."""
+    parts = [f"step {line['step']:,}", f"val/nll {bound(line.get(trial_files.NLL), line.get(trial_files.NLL_ERROR))}"]
+    if line.get(trial_files.SPEED) is not None:
+        parts.append(f"{line[trial_files.SPEED]:,.0f} tokens/s")
+    return "   ".join(parts)
+
+
+def bound(value: float | None, error: float | None) -> str:
+    """A bound with its standard error; a dash where there is none."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
+def say(claim: Claim, text: str) -> None:
+    """One line about a trial, at once: in a SLURM log it would otherwise stay in a buffer."""
+    print(f"{claim.folder.name}   {text}", flush=True)

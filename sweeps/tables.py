@@ -1,0 +1,105 @@
+"""The comparison as a table: once as text, shown by rich in a terminal and as Markdown in a file."""
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from sweeps.comparison import Comparison, Row
+from sweeps.study import StudyConfig
+from sweeps.trial_files import BITS, NLL, SPEED
+
+CAUTION = ("Every bound is an upper bound on the negative log-likelihood. Bounds of different processes (masked, "
+           "Gaussian, ...) have different slack: do not rank processes on the bound alone.")
+COLUMNS = ("Bound: mean over the arm's seeds. s.e.: standard error, over validation sequences of a run or over seeds. "
+           "tokens/s: in training. Parameters: without embeddings.")
+Column = tuple[str, Callable[[Row], str]]
+
+
+def console() -> Console:
+    """A console that does not break tables at 80 columns where there is no terminal: in a SLURM log or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 180, highlight=False, soft_wrap=False)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number with thousands separated, or a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def compact(value: float | None) -> str:
+    """A parameter count: 1.24M."""
+    if value is None:
+        return "–"
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def cells(config: StudyConfig, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of text, the reference rows last."""
+    columns = _columns(config, comparison)
+    rows = [[show(row) for _, show in columns] for row in comparison.rows]
+    for name, key in (("unigram entropy", "unigram_entropy"), ("uniform (log V)", "log_vocabulary")):
+        rows.append([name, number(comparison.corpus.get(key), 3)] + [""] * (len(columns) - 2))
+    return [header for header, _ in columns], rows
+
+
+def _columns(config: StudyConfig, comparison: Comparison) -> list[Column]:
+    columns: list[Column] = [
+        ("arm", lambda row: row.cell),
+        ("bound (nats/token)", lambda row: number(row.metrics[NLL], 3)),
+        ("± s.e. sequences", lambda row: number(row.sequences_error, 3)),
+    ]
+    if any(len(row.runs) > 1 for row in comparison.rows):
+        what = f"{config.objective}: " if config.objective != NLL else ""
+        columns.append((f"± s.e. {what}seeds (n)", lambda row: f"{number(row.seeds_error, 3)} ({len(row.runs)})"))
+    if config.baseline:
+        columns.append((f"minus {config.baseline}", _difference))
+    for name in config.metrics:
+        if name not in (NLL, BITS, SPEED):
+            columns.append((name, lambda row, name=name: number(row.metrics[name], 3)))
+    columns += [
+        ("bits/byte", lambda row: number(row.metrics[BITS], 3)),
+        ("tokens/s", lambda row: number(row.metrics[SPEED])),
+        ("parameters", lambda row: compact(row.parameters)),
+        ("trials", lambda row: str(row.trials)),
+    ]
+    if not config.factorial:
+        columns.append(("best of them", lambda row: ", ".join(
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+            for key, value in row.params.items() if key in config.space)))
+    return columns
+
+
+def _difference(row: Row) -> str:
+    if row.difference is None:
+        return "–"
+    return f"{row.difference:+.3f}" + (f" ± {row.difference_error:.3f}" if row.difference_error is not None else "")
+
+
+def terminal(config: StudyConfig, comparison: Comparison) -> Table:
+    """The table for a person at a terminal."""
+    header, rows = cells(config, comparison)
+    table = Table(title=caption(comparison), title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows[:-2]:
+        table.add_row(*row)
+    table.add_section()
+    for row in rows[-2:]:
+        table.add_row(*row, style="dim")
+    return table
+
+
+def markdown(config: StudyConfig, comparison: Comparison) -> str:
+    """The table for a file."""
+    header, rows = cells(config, comparison)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def caption(comparison: Comparison) -> str:
+    """Which text the bounds are about."""
+    return f"corpus {comparison.corpus.get('name')} (hash {comparison.corpus['hash']})"

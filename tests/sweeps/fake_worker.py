@@ -1,0 +1,26 @@
+"""``python -m sweeps run`` with the stand-ins: one worker process on STUDY.yaml in ROOT."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+
+import fake_experiment  # noqa: E402
+
+from sweeps import planner, report, study, worker  # noqa: E402
+from sweeps.folder import StudyFolder  # noqa: E402
+
+
+def main(path, root):
+    folder = StudyFolder(study.load(path), root)
+    planned = planner.plan(folder, fake_experiment)
+    command = (sys.executable, str(HERE / "fake_train.py"))
+    code = worker.Worker(folder, planned, fake_experiment, train_command=command).run()
+    report.close(folder)
+    return code
+
+
+if __name__ == "__main__":
+    worker.POLL = 0.05
+    sys.exit(main(*sys.argv[1:]))
