@@ -79,7 +79,7 @@ class TokenDataModule(lightning.LightningDataModule):
         return (self.trainer.global_step if self.trainer else 0) * self.global_batch
 
     def state_dict(self) -> dict:
-        """What a checkpoint needs in order to refuse another order; the place itself follows from the optimiser's step."""
+        """What a checkpoint needs in order to refuse another order; the place itself follows from the step."""
         return {**self._identity(), "consumed": self.position}
 
     def load_state_dict(self, state: dict) -> None:

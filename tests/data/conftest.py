@@ -1,0 +1,103 @@
+"""Small corpora made on the spot, and the command line as a person types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch  # noqa: F401 - webdataset is told whether torch is there when it is first imported
+
+from data_prep.build import Settings, shard
+from diffusion_lm.data.datamodule import TokenDataConfig, TokenDataModule
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["the", "a", "cat", "dog", "river", "runs", "under", "over", "bright", "café", "日本", "stone", "\n"]
+
+
+def make_texts(count, seed=0):
+    """`count` different documents of 20 to 200 characters or so."""
+    rng = np.random.default_rng(seed)
+    return [f"{number} " + " ".join(rng.choice(WORDS, size=rng.integers(5, 40))) for number in range(count)]
+
+
+@pytest.fixture
+def texts():
+    """Documents, all different."""
+    return make_texts(300)
+
+
+@pytest.fixture
+def jsonl(tmp_path):
+    """Write texts as a JSON lines file; returns its path."""
+
+    def write(texts, name="text.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps({"text": text, "url": "x"}) + "\n" for text in texts), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_shards(tmp_path, jsonl):
+    """Make a dataset from texts or from a path; returns its folder."""
+
+    def make(texts, out="shards", **settings):
+        source = jsonl(texts, f"{out}.source/text.jsonl") if isinstance(texts, list) else texts
+        shard(Settings(source=str(source), out=tmp_path / out, **{"length": 32, "val_fraction": 0.2, **settings}))
+        return tmp_path / out
+
+    return make
+
+
+@pytest.fixture
+def make_module():
+    """A data module at a place in a world of devices, as a Trainer would leave it."""
+
+    def make(folder, *, step=0, rank=0, world=1, workers=0, global_batch=16, micro_batch=4, seed=3, **config):
+        config = TokenDataConfig(**{"path": str(folder), "length": 32, "num_workers": workers, **config})
+        module = TokenDataModule(config, seed=seed, global_batch=global_batch, micro_batch=micro_batch)
+        module.trainer = SimpleNamespace(global_step=step, global_rank=rank, world_size=world)
+        return module
+
+    return make
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Run Python with this repository on its path, in the test's folder."""
+
+    def run(*arguments):
+        command = [sys.executable, *map(str, arguments)]
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+@pytest.fixture
+def data_prep(run_python):
+    """Run `python -m data_prep`."""
+    return lambda *arguments: run_python("-m", "data_prep", *arguments)
+
+
+@pytest.fixture
+def refused(data_prep, tmp_path):
+    """Run `python -m data_prep` on bad input: status 2, one line, nothing changed on disk. Returns the line."""
+
+    def snapshot():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def run(*arguments):
+        before = snapshot()
+        result = data_prep(*arguments)
+        assert result.returncode == 2, result
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+        assert snapshot() == before
+        return result.stderr
+
+    return run
