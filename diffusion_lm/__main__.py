@@ -11,26 +11,35 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="python -m diffusion_lm", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="train an experiment, or go on with a run",
-                                description="Train EXPERIMENT (a YAML file, a name under experiments/, or RUN/config.yaml). "
-                                            "run=DIR names the run folder; other key=value pairs override the config.")
+    train = commands.add_parser(
+        "train",
+        help="train an experiment, or go on with a run",
+        description="Train EXPERIMENT (a YAML file, a name under experiments/, or RUN/config.yaml). "
+        "run=DIR names the run folder; other key=value pairs override the config.",
+    )
     train.add_argument("experiment")
     train.add_argument("overrides", nargs="*", metavar="key=value")
 
     evaluate = commands.add_parser("evaluate", help="the likelihood bound of a run, with its standard error")
     evaluate.add_argument("run", help="a run folder")
     evaluate.add_argument("--draws", type=int, help="stratified noise levels per sequence (the run's own by default)")
-    evaluate.add_argument("--sequences", type=int, default=0, help="validation sequences at most; 0 is the run's own number")
+    evaluate.add_argument(
+        "--sequences", type=int, default=0, help="validation sequences at most; 0 is the run's own number"
+    )
 
     generate = commands.add_parser("generate", help="draw text from a run")
     generate.add_argument("run", help="a run folder")
-    generate.add_argument("overrides", nargs="*", metavar="key=value", help="of the sampler: num_steps=64, name=ddim, ...")
+    generate.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of the sampler: num_steps=64, name=ddim, ..."
+    )
     generate.add_argument("--count", type=int, default=1, help="number of texts")
     generate.add_argument("--length", type=int, default=0, help="tokens per text (the training length by default)")
     generate.add_argument("--prompt", default="", help="text that every sample begins with")
     generate.add_argument("--seed", type=int, default=0)
 
-    describe = commands.add_parser("describe", help="parts, parameters, FLOPs per token and tokens planned of an experiment")
+    describe = commands.add_parser(
+        "describe", help="parts, parameters, FLOPs per token and tokens planned of an experiment"
+    )
     describe.add_argument("experiment")
     describe.add_argument("overrides", nargs="*", metavar="key=value")
 

@@ -28,7 +28,9 @@ def part(folder: str, default: str | None = None) -> Any:
     """A dataclass field that holds the config of one variant of `folder`; without a default it may be ``auto``."""
     if default is None:
         return field(default="auto", metadata={"folder": folder})
-    return field(default_factory=lambda: config_class(folder, default)(), metadata={"folder": folder, "default": default})
+    return field(
+        default_factory=lambda: config_class(folder, default)(), metadata={"folder": folder, "default": default}
+    )
 
 
 def choice(default: str, *others: str) -> Any:
@@ -47,8 +49,11 @@ def config_class(folder: str, name: str) -> type:
     if name not in variants(folder):
         raise unknown(f"{folder}: no variant", name, variants(folder))
     module = import_module(f"diffusion_lm.{folder}.{name}")
-    found = [c for c in vars(module).values() if isinstance(c, type) and is_dataclass(c)
-             and c.__module__ == module.__name__ and c.__name__.endswith("Config")]
+    found = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type) and is_dataclass(c) and c.__module__ == module.__name__ and c.__name__.endswith("Config")
+    ]
     assert len(found) == 1, f"{module.__name__} must hold exactly one ...Config dataclass, has {found}"
     return found[0]
 
@@ -122,8 +127,10 @@ def _part_from_tree(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
     name = tree.get("name", metadata.get("default", "auto"))
     if name == "auto" and "default" not in metadata:
         if len(tree) > 1:
-            raise UserError(f"{place}: got keys {sorted(set(tree) - {'name'})} for 'auto'; expected the variant's name "
-                            f"beside them, one of {', '.join(variants(metadata['folder']))}")
+            raise UserError(
+                f"{place}: got keys {sorted(set(tree) - {'name'})} for 'auto'; expected the variant's name "
+                f"beside them, one of {', '.join(variants(metadata['folder']))}"
+            )
         return "auto"
     if name not in variants(metadata["folder"]):
         raise unknown(f"{place}: no variant", name, variants(metadata["folder"]))
@@ -164,8 +171,11 @@ def to_tree(config: Any) -> dict[str, Any]:
 
 def defaults(cls: type) -> dict[str, Any]:
     """Names of the fields of `cls` that have a default, with it (used by ``describe`` and the tests)."""
-    return {f.name: f.default if f.default is not MISSING else f.default_factory() for f in fields(cls)
-            if f.default is not MISSING or f.default_factory is not MISSING}
+    return {
+        f.name: f.default if f.default is not MISSING else f.default_factory()
+        for f in fields(cls)
+        if f.default is not MISSING or f.default_factory is not MISSING
+    }
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:

@@ -51,11 +51,15 @@ class ExperimentConfig:
             self.schedule = config_class("schedules", objective.default_schedule)()
         process = name_of(self.process)
         if process not in objective.processes:
-            raise ValueError(f"objective '{name_of(self.objective)}' has no meaning for process '{process}': it is a bound of "
-                             f"{' or '.join(objective.processes)}")
+            raise ValueError(
+                f"objective '{name_of(self.objective)}' has no meaning for process '{process}': it is a bound of "
+                f"{' or '.join(objective.processes)}"
+            )
         if process not in sampler.processes:
-            raise ValueError(f"sampler '{name_of(self.sampler)}' cannot sample process '{process}': its step is made for "
-                             f"{' or '.join(sampler.processes)}")
+            raise ValueError(
+                f"sampler '{name_of(self.sampler)}' cannot sample process '{process}': its step is made for "
+                f"{' or '.join(sampler.processes)}"
+            )
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, expected 0 or more")
 
@@ -88,10 +92,15 @@ def find(source: str | Path) -> Path:
     for place in places:
         if place.is_file():
             return place
-    names = [str(p.relative_to(root / EXPERIMENTS).with_suffix("")) for root in (Path(), ROOT)
-             for p in (root / EXPERIMENTS).rglob("*.yaml")]
-    raise UserError(f"experiment '{source}': no such file, and no such name under experiments/"
-                    f"{did_you_mean(str(source), names)}; expected a YAML file or one of {', '.join(sorted(set(names))) or 'none'}")
+    names = [
+        str(p.relative_to(root / EXPERIMENTS).with_suffix(""))
+        for root in (Path(), ROOT)
+        for p in (root / EXPERIMENTS).rglob("*.yaml")
+    ]
+    raise UserError(
+        f"experiment '{source}': no such file, and no such name under experiments/"
+        f"{did_you_mean(str(source), names)}; expected a YAML file or one of {', '.join(sorted(set(names))) or 'none'}"
+    )
 
 
 def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -134,7 +143,7 @@ def save(config: ExperimentConfig, path: str | Path) -> None:
 
 
 def with_kernels(config: Any, device: str) -> Any:
-    """A part's config with every scan kernel ``auto`` in it replaced by the one for `device`; a missing one is refused."""
+    """A part's config with every scan kernel ``auto`` in it replaced by the one for `device`; refuses a missing one."""
     changes = {}
     for f in fields(config):
         value = getattr(config, f.name)

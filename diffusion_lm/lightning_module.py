@@ -60,8 +60,10 @@ class DiffusionModule(lightning.LightningModule):
         for name in bounds[0].terms if len(bounds[0].terms) > 1 else ():
             term = self._everywhere(torch.cat([b.terms[name] / b.tokens for b in bounds]))
             self.log(f"val_terms/{name}", term.mean())
-        curve = LevelCurve.of(self._everywhere(torch.cat([b.level for b in bounds])),
-                              self._everywhere(torch.cat([b.cross_entropy for b in bounds])))
+        curve = LevelCurve.of(
+            self._everywhere(torch.cat([b.level for b in bounds])),
+            self._everywhere(torch.cat([b.cross_entropy for b in bounds])),
+        )
         for label, value in curve.points():
             self.log(f"val_nll_by_noise_level/{label}", value)
 
@@ -84,7 +86,7 @@ class DiffusionModule(lightning.LightningModule):
 
 
 def bound_metrics(per_token: Tensor, bytes_per_token: float) -> dict[str, Tensor]:
-    """The reported numbers, from one bound in nats per token for every sequence; the standard error is over sequences."""
+    """The reported numbers, from the bound of every sequence in nats per token; the standard error is over sequences."""
     mean = per_token.mean()
     spread = per_token.std() if len(per_token) > 1 else torch.full_like(mean, math.nan)
     return {

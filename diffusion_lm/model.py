@@ -121,7 +121,7 @@ def embedding_parameters(config: ModelConfig, process: Process) -> int:
 
 
 def model_parameters(config: ModelConfig, denoiser: Any, process: Process) -> int:
-    """All parameters, predicted from the configs: the trunk, the embedding side, the marker of given positions, the norm."""
+    """All parameters, predicted from the configs: trunk, embedding side, marker of given positions, last norm."""
     return denoiser.parameters(config.d_model) + embedding_parameters(config, process) + 2 * config.d_model
 
 

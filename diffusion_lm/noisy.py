@@ -11,8 +11,8 @@ from diffusion_lm.shapes import Float, Given, Int, State, Tensor, Tokens
 class Noisy:
     """A corrupted batch.
 
-    x: ids [B, L] or embedded tokens [B, L, D]. noise_level: [B, N], one number in [0, 1] per row (N = 1) or per block of
-    L / N positions. given: clean positions that are not to be predicted [B, L], whose noise level is 0; None when
+    x: ids [B, L] or embedded tokens [B, L, D]. noise_level: [B, N], one number in [0, 1] per row (N = 1) or per block
+    of L / N positions. given: clean positions that are not to be predicted [B, L], whose noise level is 0; None when
     nothing is given.
     """
 

@@ -104,4 +104,3 @@ def categorical(probabilities: Float[Tensor, "*n V"], uniform: Float[Tensor, "*n
     cumulative = probabilities.to(torch.float64).cumsum(-1)
     target = (uniform * cumulative[..., -1]).unsqueeze(-1)
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
-

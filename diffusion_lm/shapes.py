@@ -24,4 +24,17 @@ Rows = Float[Tensor, "B"]
 Positions = Int[Tensor, "B"]
 """Places in the training order; the key of a row's noise."""
 
-__all__ = ["Bool", "Float", "Given", "Hidden", "Int", "Logits", "Positions", "Rows", "State", "Tensor", "Times", "Tokens"]
+__all__ = [
+    "Bool",
+    "Float",
+    "Given",
+    "Hidden",
+    "Int",
+    "Logits",
+    "Positions",
+    "Rows",
+    "State",
+    "Tensor",
+    "Times",
+    "Tokens",
+]

@@ -31,7 +31,9 @@ def describe(config: ExperimentConfig) -> dict[str, str | int]:
     tokens = training.steps * training.batch_size * config.data.length
     return {
         "name": config.name,
-        **{part: name_of(getattr(config, part)) for part in ("denoiser", "objective", "process", "schedule", "sampler")},
+        **{
+            part: name_of(getattr(config, part)) for part in ("denoiser", "objective", "process", "schedule", "sampler")
+        },
         "conditioning": name_of(config.denoiser.conditioning),
         "mixers": " ".join(name_of(mixer) for mixer in config.denoiser.mixers()),
         "d_model": config.model.d_model,

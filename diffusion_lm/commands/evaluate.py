@@ -14,22 +14,37 @@ def run(arguments: argparse.Namespace) -> int:
     draws = loaded.config.evaluation.draws if arguments.draws is None else arguments.draws
     found = evaluate(loaded, draws, arguments.sequences)
     facts = {
-        "run": arguments.run, "step": loaded.step, "process": name_of(loaded.config.process), **found.metrics, "terms": found.terms,
-        "nll_by_noise_level": found.by_noise_level, "sequences": found.sequences, "tokens": found.tokens, "draws": found.draws,
-        "seed": loaded.config.evaluation.seed, "precision": "float32", "unigram_entropy": loaded.info.unigram_entropy,
+        "run": arguments.run,
+        "step": loaded.step,
+        "process": name_of(loaded.config.process),
+        **found.metrics,
+        "terms": found.terms,
+        "nll_by_noise_level": found.by_noise_level,
+        "sequences": found.sequences,
+        "tokens": found.tokens,
+        "draws": found.draws,
+        "seed": loaded.config.evaluation.seed,
+        "precision": "float32",
+        "unigram_entropy": loaded.info.unigram_entropy,
         "corpus": loaded.info.corpus_hash,
     }
     if arguments.json:
         print(json.dumps(facts))
         return 0
-    print(f"{arguments.run} at step {loaded.step}, {facts['process']} process, {found.sequences} sequences of "
-          f"{loaded.config.data.length} tokens, {draws} noise levels each, float32")
-    print(f"  bound       {found.metrics['val/nll']:.4f} ± {found.metrics['val/nll_se']:.4f} nats per token "
-          f"(perplexity at most {found.metrics['val/ppl_bound']:.2f}, {found.metrics['val/bpb']:.4f} bits per byte)")
+    print(
+        f"{arguments.run} at step {loaded.step}, {facts['process']} process, {found.sequences} sequences of "
+        f"{loaded.config.data.length} tokens, {draws} noise levels each, float32"
+    )
+    print(
+        f"  bound       {found.metrics['val/nll']:.4f} ± {found.metrics['val/nll_se']:.4f} nats per token "
+        f"(perplexity at most {found.metrics['val/ppl_bound']:.2f}, {found.metrics['val/bpb']:.4f} bits per byte)"
+    )
     for name, value in found.terms.items():
         print(f"    {name:<16}{value:.4f}")
     print(f"  unigram     {loaded.info.unigram_entropy:.4f} nats per token, the entropy of the corpus's tokens")
     print(f"  corpus      {loaded.info.name} {loaded.info.corpus_hash[:12]}")
-    print("  nats per predicted token by noise level: "
-          + "  ".join(f"{level} {value:.2f}" for level, value in found.by_noise_level.items()))
+    print(
+        "  nats per predicted token by noise level: "
+        + "  ".join(f"{level} {value:.2f}" for level, value in found.by_noise_level.items())
+    )
     return 0

@@ -32,8 +32,10 @@ class DimbaConfig(DenoiserConfig):
     def __post_init__(self) -> None:
         DenoiserConfig.__post_init__(self)
         if not self.conditioning.channels:
-            raise ValueError(f"conditioning: got '{name_of(self.conditioning)}', which leaves the prompt encoder no way in; "
-                             "expected film, additive or adaln")
+            raise ValueError(
+                f"conditioning: got '{name_of(self.conditioning)}', which leaves the prompt encoder no way in; "
+                "expected film, additive or adaln"
+            )
 
     def mixers(self) -> Sequence[MixerConfig]:
         return [self.mixer] * self.n_layers

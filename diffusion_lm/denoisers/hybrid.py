@@ -30,8 +30,10 @@ class HybridConfig(DenoiserConfig):
         if set(self.pattern) - {"M", "A"}:
             raise ValueError(f"pattern: got '{self.pattern}', expected a string of M and A")
         if set(self.layers()) != {"M", "A"}:
-            raise ValueError(f"pattern: '{self.pattern}' over {self.n_layers} layers gives '{self.layers()}', "
-                             "expected at least one Mamba (M) and one attention (A) layer")
+            raise ValueError(
+                f"pattern: '{self.pattern}' over {self.n_layers} layers gives '{self.layers()}', "
+                "expected at least one Mamba (M) and one attention (A) layer"
+            )
 
     def layers(self) -> str:
         """One letter per block."""

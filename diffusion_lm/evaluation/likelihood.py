@@ -29,8 +29,10 @@ class Likelihood:
 
 
 def evaluate(run: LoadedRun, draws: int, sequences: int = 0) -> Likelihood:
-    """The bound in float32, from `draws` stratified noise levels per sequence, for at most that many sequences (0: the run's
-    own number). The noise depends on the evaluation seed and the sequence alone, so runs on one corpus share it."""
+    """The bound in float32, from `draws` stratified noise levels per sequence, over at most `sequences` (0: the run's own).
+
+    The noise depends on the evaluation seed and the sequence alone, so runs on one corpus share it.
+    """
     if draws < 1:
         raise UserError(f"draws: got {draws}, expected at least 1")
     if sequences < 0:

@@ -34,7 +34,9 @@ def load_run(folder: str | Path) -> LoadedRun:
     if config is None:
         raise UserError(f"{folder}: no run here (no config.yaml); expected the folder of a run, like runs/NAME")
     if not run.checkpoint.is_file():
-        raise UserError(f"{folder}: the run has no checkpoint yet; train it: python -m diffusion_lm train {run.config_file}")
+        raise UserError(
+            f"{folder}: the run has no checkpoint yet; train it: python -m diffusion_lm train {run.config_file}"
+        )
     checkpoint = read_checkpoint(run, config)
     info = data_facts(config.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -33,7 +33,9 @@ def draw_texts(
     if prompt:
         ids = torch.as_tensor(tokenizer.encode_ordinary(prompt).astype("int64"), device=device)
         if len(ids) >= length:
-            raise UserError(f"prompt: {len(ids)} tokens leave no room in {length}; give a shorter prompt or a larger length")
+            raise UserError(
+                f"prompt: {len(ids)} tokens leave no room in {length}; give a shorter prompt or a larger length"
+            )
         tokens = torch.zeros(count, length, dtype=torch.long, device=device)
         tokens[:, : len(ids)] = ids
         given = (torch.arange(length, device=device) < len(ids)).expand(count, length)

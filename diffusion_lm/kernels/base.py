@@ -51,7 +51,7 @@ def kernel_class(name: str) -> type[ScanKernel]:
 
 
 def choose_kernel(name: str, device: str) -> str:
-    """`name` if it can run on `device`, and for ``auto`` the best one that can. Raises `UserError` naming what is missing."""
+    """`name` if it can run on `device`; for ``auto`` the best that can. Raises `UserError` naming what is missing."""
     if name != "auto":
         reason = kernel_class(name).missing(device)
         if reason:

@@ -40,7 +40,9 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks one after the other, all driven by one signal."""
 
-    def __init__(self, mixers: list[MixerConfig], d_model: int, mlp_expansion: float, conditioning: Conditioning) -> None:
+    def __init__(
+        self, mixers: list[MixerConfig], d_model: int, mlp_expansion: float, conditioning: Conditioning
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(mixer, d_model, mlp_expansion, conditioning) for mixer in mixers)
 

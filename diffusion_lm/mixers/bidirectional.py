@@ -17,7 +17,9 @@ class BidirectionalConfig(MixerConfig):
 
     def __post_init__(self) -> None:
         if not self.inner.is_causal():
-            raise ValueError(f"inner: got {name_of(self.inner)}, which sees both directions already; expected a causal mixer")
+            raise ValueError(
+                f"inner: got {name_of(self.inner)}, which sees both directions already; expected a causal mixer"
+            )
 
     def is_causal(self) -> bool:
         return False

@@ -63,8 +63,10 @@ class Mamba2(SequenceMixer):
         super().__init__(config, d_model)
         inner, heads = config.expand * d_model, config.heads(d_model)
         if heads * config.head_dim != inner or heads % config.n_groups:
-            raise ValueError(f"head_dim {config.head_dim} and n_groups {config.n_groups}: expected expand * d_model = {inner} "
-                             "to be a multiple of head_dim, and the number of heads of n_groups")
+            raise ValueError(
+                f"head_dim {config.head_dim} and n_groups {config.n_groups}: expected expand * d_model = {inner} "
+                "to be a multiple of head_dim, and the number of heads of n_groups"
+            )
         self.inner, self.heads = inner, heads
         self.state = config.n_groups * config.d_state
         convolved = inner + 2 * self.state

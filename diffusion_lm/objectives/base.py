@@ -1,8 +1,8 @@
 """Objectives: what is minimised, and the bound that is reported.
 
 An objective is called with a model and a training batch and returns a `Loss`. `bound` evaluates the negative
-log-likelihood bound of the same model with nothing given, at K stratified noise levels per sequence on the process's own
-grid: the same levels and the same noise for every model that is evaluated with the same seed. All arithmetic on
+log-likelihood bound of the same model with nothing given, at K stratified noise levels per sequence on the process's
+own grid: the same levels and the same noise for every model that is evaluated with the same seed. All arithmetic on
 likelihoods is float32 or better; the process is asked for marginals, never the schedule.
 """
 
@@ -23,7 +23,7 @@ from diffusion_lm.shapes import Float, Rows, Tensor, Times
 
 @dataclass(frozen=True)
 class Loss:
-    """loss: scalar to minimise. nll: nats per row (a bound), tokens: positions scored per row. terms: scalars to log."""
+    """loss: scalar to minimise. nll: nats per row (a bound). tokens: positions scored per row. terms: logged scalars."""
 
     loss: Float[Tensor, ""]
     nll: Rows

@@ -54,16 +54,19 @@ class MaskedBound(Objective):
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         length = batch.tokens.shape[1]
-        counts = 1 + (stratified_levels(noise, draws) * length).long().clamp(max=length - 1)  # [B, K], uniform over 1..L
+        counts = 1 + (stratified_levels(noise, draws) * length).long().clamp(
+            max=length - 1
+        )  # [B, K], uniform over 1..L
         means = torch.stack([self._masked_mean(model, batch, counts[:, k], noise.at(k)) for k in range(draws)], 1)
         tokens = means.new_full((len(batch.tokens),), length)
         # (L / l) times the sum over l positions is L times their mean
         nll = length * means.mean(1)
         return Bound(nll, tokens, {"diffusion": nll}, counts / length, means)
 
-    def _masked_mean(self, model: DenoisingModel, batch: Batch, count: Int[Tensor, "B"], noise: Noise) -> Float[Tensor, "B"]:
+    def _masked_mean(
+        self, model: DenoisingModel, batch: Batch, count: Int[Tensor, "B"], noise: Noise
+    ) -> Float[Tensor, "B"]:
         x_t = self.process.corrupt_exactly(batch.tokens, count, noise)
         level = (count / batch.tokens.shape[1]).double().unsqueeze(1)
         losses = cross_entropy(model(Noisy(x_t, level)).logits, batch.tokens)
         return (losses * self.process.is_masked(x_t)).sum(1).double() / count
-

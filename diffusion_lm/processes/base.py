@@ -79,7 +79,9 @@ class Process(nn.Module, ABC):
         """q(x_t | x_0)."""
 
     @abstractmethod
-    def reverse(self, x_t: State, prediction: Prediction, t: Times, s: Times, table: Float[Tensor, "V D"]) -> Distribution:
+    def reverse(
+        self, x_t: State, prediction: Prediction, t: Times, s: Times, table: Float[Tensor, "V D"]
+    ) -> Distribution:
         """p(x_s | x_t) that a prediction of x_0 implies, s < t."""
 
     @abstractmethod

@@ -27,8 +27,10 @@ class GaussianConfig:
 
     def __post_init__(self) -> None:
         if not -40 <= self.log_snr_min < self.log_snr_max <= 40:
-            raise ValueError(f"log-SNR range: got {self.log_snr_min} to {self.log_snr_max}, expected "
-                             "-40 <= log_snr_min < log_snr_max <= 40")
+            raise ValueError(
+                f"log-SNR range: got {self.log_snr_min} to {self.log_snr_max}, expected "
+                "-40 <= log_snr_min < log_snr_max <= 40"
+            )
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Gaussian(Process):
         ends = torch.sigmoid(torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64))
         start, end = (float(a) for a in ends.clamp(schedule.alpha_1, schedule.alpha_0))
         if not start > end:
-            raise ValueError(f"the schedule's alpha lies in [{schedule.alpha_1:g}, {schedule.alpha_0:g}], outside the log-SNR range")
+            raise ValueError(
+                f"the schedule's alpha lies in [{schedule.alpha_1:g}, {schedule.alpha_0:g}], outside the log-SNR range"
+            )
         limits = schedule.inverse(torch.tensor([start, end], dtype=torch.float64))
         self.t_start, self.t_end = (float(v) for v in limits)
         self.log_snr_max, self.log_snr_min = (math.log(a / (1 - a)) for a in (start, end))
@@ -118,7 +122,9 @@ class Gaussian(Process):
     def holds_tokens(self, x: Hidden) -> bool:
         return False
 
-    def token_evidence(self, x: Hidden, noise_level: Float[Tensor, "B #L"], table: Float[Tensor, "V D"]) -> Float[Tensor, "B L V"]:
+    def token_evidence(
+        self, x: Hidden, noise_level: Float[Tensor, "B #L"], table: Float[Tensor, "V D"]
+    ) -> Float[Tensor, "B L V"]:
         """ln N(x; sqrt(alpha) e_v, 1 - alpha) up to a constant, for every token v: Plaid's output prior.
 
         sqrt(alpha) / (1 - alpha) x . e_v - alpha |e_v|^2 / (2 (1 - alpha)), float32.
@@ -127,7 +133,9 @@ class Gaussian(Process):
         snr = torch.exp(log_snr)
         gain = torch.sqrt(snr * (1 + snr)).to(torch.float32).unsqueeze(-1)
         table = table.to(torch.float32)
-        return gain * (x.to(torch.float32) @ table.T) - 0.5 * snr.to(torch.float32).unsqueeze(-1) * table.square().sum(1)
+        return gain * (x.to(torch.float32) @ table.T) - 0.5 * snr.to(torch.float32).unsqueeze(-1) * table.square().sum(
+            1
+        )
 
 
 def _channel(value: Times, like: Hidden) -> Float[Tensor, "B #L 1"]:

@@ -115,7 +115,9 @@ class Masked(Process):
         """Where x holds the mask."""
         return x == self.mask_id
 
-    def reverse(self, x_t: Tokens, prediction: Prediction, t: Times, s: Times, table: Float[Tensor, "V D"]) -> Unmasking:
+    def reverse(
+        self, x_t: Tokens, prediction: Prediction, t: Times, s: Times, table: Float[Tensor, "V D"]
+    ) -> Unmasking:
         alpha_t, alpha_s = self.alpha(t), self.alpha(s)
         return Unmasking(x_t, prediction, (alpha_s - alpha_t) / (1 - alpha_t), self.mask_id)
 

@@ -23,7 +23,10 @@ Predict = Callable[[State, Times], Prediction]
 
 @dataclass(frozen=True)
 class SamplerState:
-    """x: state [B, L] or [B, L, D]. index: next interval of each row's time grid [B]. noise: the rows' keys. table: [V, D]."""
+    """x: state [B, L] or [B, L, D]. index: next interval of each row's time grid [B]. noise: the rows' keys.
+
+    table: the model's token embeddings [V, D].
+    """
 
     x: State
     index: Int[Tensor, "B"]
@@ -71,7 +74,12 @@ def check_steps(num_steps: int) -> None:
 
 @torch.no_grad()
 def generate(
-    sampler: Sampler, model: DenoisingModel, noise: Noise, length: int, prompt: Tokens | None = None, given: Given | None = None
+    sampler: Sampler,
+    model: DenoisingModel,
+    noise: Noise,
+    length: int,
+    prompt: Tokens | None = None,
+    given: Given | None = None,
 ) -> Sample:
     """Draw one sequence of `length` tokens per row key of `noise`.
 

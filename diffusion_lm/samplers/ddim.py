@@ -1,12 +1,10 @@
 """ddim: the deterministic step of a Gaussian process (Song et al., arXiv 2010.02502, equation 12), stochastic with eta.
 
-x_s = sqrt(alpha_s) x_0_hat + sqrt(1 - alpha_s - v) eps_hat + sqrt(v) noise, with eps_hat the noise that x_0_hat implies and
-v = eta^2 (1 - alpha_s) / (1 - alpha_t) (1 - alpha_t / alpha_s). eta = 1 is the ancestral step.
+x_s = sqrt(alpha_s) x_0_hat + sqrt(1 - alpha_s - v) eps_hat + sqrt(v) noise, with eps_hat the noise that x_0_hat implies
+and v = eta^2 (1 - alpha_s) / (1 - alpha_t) (1 - alpha_t / alpha_s). eta = 1 is the ancestral step.
 """
 
 from dataclasses import dataclass, replace
-
-import torch
 
 from diffusion_lm.random import Stream
 from diffusion_lm.samplers.base import Predict, Sampler, SamplerState, check_steps

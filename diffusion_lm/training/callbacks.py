@@ -90,9 +90,12 @@ class Report(Callback):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val", "throughput"))}
         step = trainer.global_step
         self.run.append_report({"step": step, "tokens": step * self.tokens_per_step, **metrics})
-        print(f"step {step:>6}  val/nll {metrics['val/nll']:.4f} ± {metrics['val/nll_se']:.4f} nats/token  "
-              f"val/bpb {metrics['val/bpb']:.3f}  {metrics.get('throughput/tokens_per_second', float('nan')):,.0f} tokens/s",
-              flush=True)
+        print(
+            f"step {step:>6}  val/nll {metrics['val/nll']:.4f} ± {metrics['val/nll_se']:.4f} nats/token  "
+            f"val/bpb {metrics['val/bpb']:.3f}  "
+            f"{metrics.get('throughput/tokens_per_second', float('nan')):,.0f} tokens/s",
+            flush=True,
+        )
 
 
 class Samples(Callback):

@@ -12,7 +12,7 @@ NEVER_DECAYED = ("A_log", "D", "dt_bias")
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices, which decay, and norms, biases, embeddings and Mamba-2's A_log, D and dt_bias, which do not."""
+    """Matrices, which decay; and norms, biases, embeddings and Mamba-2's A_log, D and dt_bias, which do not."""
     decayed, kept = [], []
     for name, parameter in module.named_parameters():
         is_matrix = parameter.dim() >= 2 and name.rpartition(".")[2] not in NEVER_DECAYED

@@ -1,6 +1,6 @@
 """A run folder: config.yaml, checkpoints/last.ckpt, report.jsonl, result.json, samples.txt, TensorBoard events.
 
-One process at a time holds the folder, by a lock that the operating system drops when the process ends, however it ends.
+One process at a time holds the folder, by a lock that the operating system drops when the process ends in any way.
 """
 
 import fcntl
@@ -39,8 +39,10 @@ class Run:
         saved = self.saved_config()
         changed = differences(to_dict(saved), to_dict(config)) if saved else []
         if changed:
-            raise UserError(f"{self.folder} was started with another config ({'; '.join(changed)}); give run=NEW for another "
-                            "folder, or repeat the command with the values it was started with")
+            raise UserError(
+                f"{self.folder} was started with another config ({'; '.join(changed)}); give run=NEW for another "
+                "folder, or repeat the command with the values it was started with"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -49,11 +51,15 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot write to the run folder ({error.strerror}); give another with run=DIR") from None
+            raise UserError(
+                f"{self.folder}: cannot write to the run folder ({error.strerror}); give another with run=DIR"
+            ) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{self.folder} is in use by another process; wait for it, or give another folder with run=DIR") from None
+            raise UserError(
+                f"{self.folder} is in use by another process; wait for it, or give another folder with run=DIR"
+            ) from None
         else:
             yield
         finally:

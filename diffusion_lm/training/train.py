@@ -80,8 +80,10 @@ def train(config: ExperimentConfig, run: Run) -> int:
     with run.locked():
         result = run.result()
         if result and result["status"] == FINISHED:
-            print(f"{run.folder} is finished: step {result['step']}, val/nll {result['metrics']['val/nll']:.4f} nats/token; "
-                  f"repeat it with run=NEW")
+            print(
+                f"{run.folder} is finished: step {result['step']}, val/nll {result['metrics']['val/nll']:.4f} "
+                "nats/token; repeat it with run=NEW"
+            )
             return 0
         run.check(config)
         run.save_config(config)
@@ -93,18 +95,25 @@ def _fit(config: ExperimentConfig, run: Run, info: DatasetInfo) -> int:
     training = config.training
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     module = DiffusionModule(config, info)
-    data = TokenDataModule(config.data, seed=config.seed, global_batch=training.batch_size, micro_batch=training.rows_per_pass())
+    data = TokenDataModule(
+        config.data, seed=config.seed, global_batch=training.batch_size, micro_batch=training.rows_per_pass()
+    )
     checkpoints = Checkpoints(run, training.checkpoint_every, training.val_every)
     resumed_at = read_checkpoint(run, config)["global_step"] if run.checkpoint.is_file() else 0
     trainer = _trainer(config, run, checkpoints, resumed_at)
     counts = module.model.count()
-    print(f"{run.folder}: {counts['total']:,} parameters, {training.accelerator}, {training.precision}, "
-          f"{training.steps * training.batch_size * config.data.length:,} tokens planned"
-          + (f", resuming at step {resumed_at}" if resumed_at else ""), flush=True)
+    print(
+        f"{run.folder}: {counts['total']:,} parameters, {training.accelerator}, {training.precision}, "
+        f"{training.steps * training.batch_size * config.data.length:,} tokens planned"
+        + (f", resuming at step {resumed_at}" if resumed_at else ""),
+        flush=True,
+    )
     run.stop_file.unlink(missing_ok=True)
     trainer.logger.log_hyperparams(flat_hparams(config), {"hp/val_nll": math.nan, "hp/val_bpb": math.nan})
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*(num_workers|does not have many workers|dataloader is not resumable|mid-epoch).*")
+        warnings.filterwarnings(
+            "ignore", ".*(num_workers|does not have many workers|dataloader is not resumable|mid-epoch).*"
+        )
         trainer.fit(module, data, ckpt_path=run.checkpoint if resumed_at else None, weights_only=True)
         if checkpoints.stopped is None and training.steps not in run.reports():
             trainer.validate(module, data, verbose=False)
@@ -122,19 +131,25 @@ def read_checkpoint(run: Run, config: ExperimentConfig) -> dict[str, Any]:
         checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)
         experiment = checkpoint["experiment"]
     except Exception as error:
-        raise UserError(f"{run.checkpoint}: not a checkpoint of this project ({type(error).__name__}); move it away to start "
-                        "from step 0, or put the right file back") from None
+        raise UserError(
+            f"{run.checkpoint}: not a checkpoint of this project ({type(error).__name__}); move it away to start "
+            "from step 0, or put the right file back"
+        ) from None
     changed = differences(experiment, to_dict(config))
     if changed:
-        raise UserError(f"{run.checkpoint}: belongs to another config than {run.config_file} ({'; '.join(changed)}); put the "
-                        "right file back, or give run=NEW")
+        raise UserError(
+            f"{run.checkpoint}: belongs to another config than {run.config_file} ({'; '.join(changed)}); put the "
+            "right file back, or give run=NEW"
+        )
     return checkpoint
 
 
 def _trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, resumed_at: int) -> lightning.Trainer:
     training = config.training
     tokens_per_step = training.batch_size * config.data.length
-    accumulate = accumulation_steps(training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes)
+    accumulate = accumulation_steps(
+        training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes
+    )
     average = [Average(training.ema_decay)] if training.ema_decay else []
     logger = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=resumed_at or None)
     interactive = sys.stderr.isatty()
@@ -158,15 +173,25 @@ def _trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, resum
         plugins=[AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         default_root_dir=run.folder,
         callbacks=[
-            Throughput(tokens_per_step), Samples(run, training.samples), *average, LearningRateMonitor("step"),
-            checkpoints, Report(run, tokens_per_step), *([TQDMProgressBar(refresh_rate=10)] if interactive else []),
+            Throughput(tokens_per_step),
+            Samples(run, training.samples),
+            *average,
+            LearningRateMonitor("step"),
+            checkpoints,
+            Report(run, tokens_per_step),
+            *([TQDMProgressBar(refresh_rate=10)] if interactive else []),
         ],
     )
 
 
 def _finish(
-    config: ExperimentConfig, run: Run, info: DatasetInfo, module: DiffusionModule, trainer: lightning.Trainer,
-    status: str, seconds: float,
+    config: ExperimentConfig,
+    run: Run,
+    info: DatasetInfo,
+    module: DiffusionModule,
+    trainer: lightning.Trainer,
+    status: str,
+    seconds: float,
 ) -> None:
     reports = run.reports()
     metrics = reports[max(reports)] if reports else {}
@@ -176,23 +201,30 @@ def _finish(
         trainer.logger.save()
     samples = run.folder / "samples.txt"
     earlier = (run.result() or {}).get("seconds", 0.0)
-    run.write_result({
-        "status": status,
-        "step": trainer.global_step,
-        "tokens": trainer.global_step * config.training.batch_size * config.data.length,
-        "metrics": {k: v for k, v in metrics.items() if k not in ("step", "tokens")},
-        "parameters": module.model.count(),
-        "corpus": {"hash": info.corpus_hash, "name": info.name, "unigram_entropy": info.unigram_entropy,
-                   "log_vocabulary": math.log(info.vocab_size)},
-        "seconds": earlier + seconds,
-        "sample": samples.read_text(encoding="utf-8") if samples.exists() else "",
-        "git": git_commit(),
-    })
+    run.write_result(
+        {
+            "status": status,
+            "step": trainer.global_step,
+            "tokens": trainer.global_step * config.training.batch_size * config.data.length,
+            "metrics": {k: v for k, v in metrics.items() if k not in ("step", "tokens")},
+            "parameters": module.model.count(),
+            "corpus": {
+                "hash": info.corpus_hash,
+                "name": info.name,
+                "unigram_entropy": info.unigram_entropy,
+                "log_vocabulary": math.log(info.vocab_size),
+            },
+            "seconds": earlier + seconds,
+            "sample": samples.read_text(encoding="utf-8") if samples.exists() else "",
+            "git": git_commit(),
+        }
+    )
     print(f"{run.folder}: {status} at step {trainer.global_step} after {seconds:.0f} s", flush=True)
 
 
 def git_commit() -> str:
     """The project's commit, with '+' when files differ from it; '' outside a checkout."""
+
     def ask(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
         return done.stdout.strip()
@@ -205,4 +237,8 @@ def run_folder(config: ExperimentConfig, source: Path, chosen: str | None) -> Pa
     """Where a run lives: `chosen`, else the folder of a run's own config.yaml, else runs/NAME."""
     if chosen:
         return Path(chosen)
-    return source.parent if source.name == "config.yaml" else Path(os.environ.get("DIFFUSION_LM_RUNS", "runs")) / config.name
+    return (
+        source.parent
+        if source.name == "config.yaml"
+        else Path(os.environ.get("DIFFUSION_LM_RUNS", "runs")) / config.name
+    )
