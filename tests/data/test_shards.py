@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from data_prep import build
 from data_prep.build import Settings, entropy, shard
 from data_prep.spool import pack
 from diffusion_lm.data.dataset import ShardedTokens
@@ -127,3 +128,17 @@ def test_validation_may_be_empty_when_asked(make_shards, texts):
 def test_shard_returns_the_facts(jsonl, texts, tmp_path):
     info, notes = shard(Settings(source=str(jsonl(texts)), out=tmp_path / "s", length=32, val_fraction=0.2))
     assert (info.length, info.tokenizer, info.name) == (32, "bytes", "s") and notes == []
+
+
+def test_a_dataset_that_another_process_finished_meanwhile_is_kept(make_shards, texts, tmp_path, monkeypatch):
+    check, finished = build._check_enough, {}
+
+    def another_process(*arguments):
+        check(*arguments)
+        monkeypatch.setattr(build, "_check_enough", check)
+        folder = make_shards(texts)
+        finished.update({path: path.stat().st_ino for path in folder.iterdir()})
+
+    monkeypatch.setattr(build, "_check_enough", another_process)
+    folder = make_shards(texts)
+    assert finished and {path: path.stat().st_ino for path in folder.iterdir()} == finished
