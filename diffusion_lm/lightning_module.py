@@ -86,7 +86,7 @@ class DiffusionModule(lightning.LightningModule):
 
 
 def bound_metrics(per_token: Tensor, bytes_per_token: float) -> dict[str, Tensor]:
-    """The reported numbers, from the bound of every sequence in nats per token; the standard error is over sequences."""
+    """The reported numbers, from every sequence's bound in nats per token; the standard error is over sequences."""
     mean = per_token.mean()
     spread = per_token.std() if len(per_token) > 1 else torch.full_like(mean, math.nan)
     return {

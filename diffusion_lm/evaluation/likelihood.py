@@ -29,7 +29,7 @@ class Likelihood:
 
 
 def evaluate(run: LoadedRun, draws: int, sequences: int = 0) -> Likelihood:
-    """The bound in float32, from `draws` stratified noise levels per sequence, over at most `sequences` (0: the run's own).
+    """The bound in float32 from `draws` stratified noise levels per sequence, at most `sequences` (0: the run's own).
 
     The noise depends on the evaluation seed and the sequence alone, so runs on one corpus share it.
     """

@@ -23,7 +23,7 @@ from diffusion_lm.shapes import Float, Rows, Tensor, Times
 
 @dataclass(frozen=True)
 class Loss:
-    """loss: scalar to minimise. nll: nats per row (a bound). tokens: positions scored per row. terms: logged scalars."""
+    """loss: scalar to minimise. nll: nats per row, a bound. tokens: positions scored per row. terms: to be logged."""
 
     loss: Float[Tensor, ""]
     nll: Rows
