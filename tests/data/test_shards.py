@@ -95,7 +95,7 @@ def test_same_text_same_bytes_wherever_it_lies(make_shards, jsonl, texts, tmp_pa
 
 def test_unigram_entropy_and_bytes_per_token(make_shards):
     assert entropy(np.array([5, 0, 5])) == pytest.approx(math.log(2))
-    info = DatasetInfo.load(make_shards(["aabb" * 25] * 4, val_fraction=0))
+    info = DatasetInfo.load(make_shards(["aabb" * 25] * 4, val_fraction=0.0))
     shares = [200 / 404, 200 / 404, 4 / 404]
     assert info.unigram_entropy == pytest.approx(-sum(p * math.log(p) for p in shares))
     assert info.bytes_per_token == pytest.approx(400 / 404)
@@ -120,7 +120,7 @@ def test_a_complete_dataset_is_left_alone(data_prep, make_shards, texts, tmp_pat
 
 
 def test_validation_may_be_empty_when_asked(make_shards, texts):
-    folder = make_shards(texts, val_fraction=0)
+    folder = make_shards(texts, val_fraction=0.0)
     assert len(ShardedTokens(folder, "val")) == 0
     assert not list(folder.glob("val-*"))
 
