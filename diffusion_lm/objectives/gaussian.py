@@ -5,8 +5,8 @@ With x_0_hat = softmax(logits) @ E and lambda the log-SNR,
     -ln p(x) <= E[-ln p(x | z_0)] + KL(q(z_1 | x) || N(0, I)) + 1/2 int e^lambda E|e - x_0_hat|^2 d lambda
 
 (reconstruction, prior and diffusion term; Kingma et al., arXiv 2107.00630, equation 15; Plaid, arXiv 2305.18619,
-section 3). Training minimises a weighted sum of the cross-entropy of softmax(logits) at a random time and of this bound;
-the reported bound is always the variational one, integrated over lambda on the process's log-SNR range.
+section 3). Training minimises a weighted sum of the cross-entropy of softmax(logits) at a random time and of this
+bound; the reported bound is always the variational one, integrated over lambda on the process's log-SNR range.
 """
 
 from dataclasses import dataclass

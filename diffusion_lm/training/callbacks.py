@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning
 from lightning.pytorch import Callback, Trainer
@@ -14,6 +14,10 @@ from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.run import INTERRUPTED, PRUNED, Run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """Training ends here, after a checkpoint. Lightning's own `should_stop` would validate once more first."""
 
 
 class Checkpoints(Callback):
@@ -55,7 +59,7 @@ class Checkpoints(Callback):
         if stop or last or trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
         if stop and not last:
-            self._stop(trainer, INTERRUPTED)
+            self._stop(INTERRUPTED)
 
     def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -63,9 +67,9 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
         if trainer.global_step < trainer.max_steps:
             if trainer.strategy.reduce_boolean_decision(self.run.stop_file.exists(), all=False):
-                self._stop(trainer, PRUNED)
+                self._stop(PRUNED)
             elif self._told_to_stop(trainer):
-                self._stop(trainer, INTERRUPTED)
+                self._stop(INTERRUPTED)
 
     def _validates(self, trainer: Trainer) -> bool:
         return bool(self.val_every) and trainer.global_step % self.val_every == 0
@@ -73,9 +77,9 @@ class Checkpoints(Callback):
     def _told_to_stop(self, trainer: Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
 
-    def _stop(self, trainer: Trainer, why: str) -> None:
+    def _stop(self, why: str) -> NoReturn:
         self.stopped = why
-        trainer.should_stop = True
+        raise Stopped(why)
 
 
 class Report(Callback):

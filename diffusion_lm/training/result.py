@@ -1,0 +1,56 @@
+"""What a run came to: result.json, and the last scalars of TensorBoard's table of hyper-parameters."""
+
+import math
+import subprocess
+
+import lightning
+
+from diffusion_lm.data.info import DatasetInfo
+from diffusion_lm.experiment import ROOT
+from diffusion_lm.lightning_module import DiffusionModule
+from diffusion_lm.training.run import FINISHED, Run
+
+
+def finish(
+    run: Run, info: DatasetInfo, module: DiffusionModule, trainer: lightning.Trainer, status: str, seconds: float
+) -> None:
+    """Write the result of a run that finished or stopped; `seconds` of this life are added to those of earlier ones."""
+    config = module.config
+    reports = run.reports()
+    metrics = reports[max(reports)] if reports else {}
+    if status == FINISHED:
+        final = {f"hp/val_{name}": metrics[f"val/{name}"] for name in ("nll", "bpb")}
+        trainer.logger.log_metrics(final, config.training.steps)
+        trainer.logger.save()
+    samples = run.folder / "samples.txt"
+    earlier = (run.result() or {}).get("seconds", 0.0)
+    run.write_result(
+        {
+            "status": status,
+            "step": trainer.global_step,
+            "tokens": trainer.global_step * config.training.batch_size * config.data.length,
+            "metrics": {name: value for name, value in metrics.items() if name not in ("step", "tokens")},
+            "parameters": module.model.count(),
+            "corpus": {
+                "hash": info.corpus_hash,
+                "name": info.name,
+                "unigram_entropy": info.unigram_entropy,
+                "log_vocabulary": math.log(info.vocab_size),
+            },
+            "seconds": earlier + seconds,
+            "sample": samples.read_text(encoding="utf-8") if samples.exists() else "",
+            "git": git_commit(),
+        }
+    )
+    print(f"{run.folder}: {status} at step {trainer.global_step} after {seconds:.0f} s", flush=True)
+
+
+def git_commit() -> str:
+    """The project's commit, with '+' when files differ from it; '' outside a checkout."""
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    commit = ask("rev-parse", "--short=12", "HEAD")
+    return commit + ("+" if commit and ask("status", "--porcelain", "--untracked-files=no") else "")

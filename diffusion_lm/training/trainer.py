@@ -1,0 +1,95 @@
+"""The Lightning Trainer of a run, and how little it says."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from diffusion_lm.data.datamodule import accumulation_steps
+from diffusion_lm.experiment import ExperimentConfig
+from diffusion_lm.files import atomic_path
+from diffusion_lm.training.averaging import Average
+from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Throughput
+from diffusion_lm.training.run import Run
+
+PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole or absent: temporary name, fsync, rename."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Lightning's hints: the loader resumes by the step, its workers are chosen, srun is nobody's duty."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for hint in (
+                "workers",
+                "resumable",
+                "mid-epoch",
+                "srun",
+                "LeafSpec",
+                "PossibleUserWarning",
+                "lr_scheduler.step",
+            ):
+                warnings.filterwarnings("ignore", f"(?s).*{hint}.*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, resumed_at: int) -> lightning.Trainer:
+    training = config.training
+    tokens_per_step = training.batch_size * config.data.length
+    accumulate = accumulation_steps(
+        training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes
+    )
+    average = [Average(training.ema_decay)] if training.ema_decay else []
+    logger = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=resumed_at or None)
+    interactive = sys.stderr.isatty()
+    return lightning.Trainer(
+        accelerator="gpu" if training.accelerator == "cuda" else "cpu",
+        devices=training.devices,
+        num_nodes=training.num_nodes,
+        precision=PRECISION[training.precision],
+        max_steps=training.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=training.val_every * accumulate or None,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=training.log_every,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=interactive,
+        logger=logger,
+        plugins=[AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+        default_root_dir=run.folder,
+        callbacks=[
+            Throughput(tokens_per_step),
+            Samples(run, training.samples),
+            *average,
+            LearningRateMonitor("step"),
+            checkpoints,
+            Report(run, tokens_per_step),
+            *([TQDMProgressBar(refresh_rate=10)] if interactive else []),
+        ],
+    )
