@@ -24,6 +24,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", help="a run folder")
     evaluate.add_argument("--draws", type=int, help="stratified noise levels per sequence (the run's own by default)")
     evaluate.add_argument(
+        "--samples",
+        type=int,
+        default=0,
+        help="also draw that many texts and count their common 3-grams",
+    )
+    evaluate.add_argument(
         "--sequences", type=int, default=0, help="validation sequences at most; 0 is the run's own number"
     )
 

@@ -2,10 +2,16 @@
 
 import argparse
 import json
+from dataclasses import asdict
+
+import torch
 
 from diffusion_lm.config import name_of
 from diffusion_lm.evaluation.likelihood import evaluate
 from diffusion_lm.evaluation.load import load_run
+from diffusion_lm.evaluation.ngrams import COMMON, ngram_shares
+from diffusion_lm.evaluation.text import draw_tokens
+from diffusion_lm.random import Noise
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,6 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
         "unigram_entropy": loaded.info.unigram_entropy,
         "corpus": loaded.info.corpus_hash,
     }
+    if arguments.samples:
+        noise = Noise(loaded.config.evaluation.seed, torch.arange(arguments.samples, device=loaded.device))
+        drawn = draw_tokens(loaded.model, loaded.config, noise, loaded.config.data.length)
+        shares = ngram_shares(drawn.cpu().numpy(), loaded.config.data, loaded.config.evaluation.seed)
+        facts["common_3grams"] = asdict(shares)
     if arguments.json:
         print(json.dumps(facts))
         return 0
@@ -47,4 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
         "  nats per predicted token by noise level: "
         + "  ".join(f"{level} {value:.2f}" for level, value in found.by_noise_level.items())
     )
+    if arguments.samples:
+        print(
+            f"  3-grams of {arguments.samples} samples that occur at least {COMMON} times in the training text: "
+            f"{shares.samples:.1%} (a unigram sampler's {shares.unigram_sampler:.1%}, "
+            f"validation text's {shares.validation_text:.1%})"
+        )
     return 0

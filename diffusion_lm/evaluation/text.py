@@ -9,6 +9,7 @@ from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.random import Noise
 from diffusion_lm.samplers.base import generate
+from diffusion_lm.shapes import Given, Tokens
 
 
 def draw_texts(
@@ -27,8 +28,6 @@ def draw_texts(
     length = length or config.data.length
     tokenizer = load_tokenizer(config.data.tokenizer)
     device = model.given.device
-    noise = Noise(seed, torch.arange(count, device=device))
-    sampler = build(config.sampler, model.process)
     tokens = given = None
     if prompt:
         ids = torch.as_tensor(tokenizer.encode_ordinary(prompt).astype("int64"), device=device)
@@ -39,8 +38,22 @@ def draw_texts(
         tokens = torch.zeros(count, length, dtype=torch.long, device=device)
         tokens[:, : len(ids)] = ids
         given = (torch.arange(length, device=device) < len(ids)).expand(count, length)
+    drawn = draw_tokens(model, config, Noise(seed, torch.arange(count, device=device)), length, tokens, given)
+    return [tokenizer.decode(row) for row in drawn.cpu().numpy()]
+
+
+def draw_tokens(
+    model: DenoisingModel,
+    config: ExperimentConfig,
+    noise: Noise,
+    length: int,
+    prompt: Tokens | None = None,
+    given: Given | None = None,
+) -> Tokens:
+    """One sequence of tokens per row key of `noise`, by the experiment's sampler. [B, L]"""
+    sampler = build(config.sampler, model.process)
     was_training = model.training
     model.eval()
-    sample = generate(sampler, model, noise, length, tokens, given)
+    sample = generate(sampler, model, noise, length, prompt, given)
     model.train(was_training)
-    return [tokenizer.decode(row) for row in sample.tokens.cpu().numpy()]
+    return sample.tokens
