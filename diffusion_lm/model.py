@@ -17,7 +17,7 @@ from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.norm import rms_norm
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.processes.base import Prediction, Process
-from diffusion_lm.shapes import Float, Hidden, Tensor
+from diffusion_lm.shapes import Float, Hidden, Logits, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,6 +28,8 @@ class ModelConfig:
     """Dimensions D of a Gaussian process's token embeddings."""
     output_prior: bool = True
     """Gaussian: add ln q(x_t | token) to the logits (Plaid, arXiv 2305.18619, section 3.3)."""
+    local_estimate: bool = True
+    """Gaussian: show the trunk, beside x_t, what x_t alone says of x_0: softmax(ln q(x_t | token) + bias) @ table."""
     pad_vocabulary_to: int = 8
     """Logits are padded to a multiple of this; the padding has probability 0."""
 
@@ -43,34 +45,42 @@ def padded(symbols: int, multiple: int) -> int:
 
 
 class TokenLookup(nn.Module):
-    """Ids to vectors of the trunk's width."""
+    """Discrete states: ids to vectors of the trunk's width. They carry no evidence beyond themselves."""
 
-    def __init__(self, config: ModelConfig, symbols: int) -> None:
+    def __init__(self, config: ModelConfig, process: Process) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(symbols, config.d_model) * 0.02)
+        self.weight = nn.Parameter(torch.randn(process.symbols, config.d_model) * 0.02)
 
     def table(self) -> Float[Tensor, "V D"]:
         """The vectors."""
         return self.weight
 
-    def forward(self, x: Tensor) -> Hidden:
-        return nn.functional.embedding(x, self.weight)
+    def forward(self, noisy: Noisy, bias: Float[Tensor, "V"]) -> tuple[Hidden, None]:
+        """The trunk's input and no evidence."""
+        return nn.functional.embedding(noisy.x, self.weight), None
 
 
 class TokenVectors(nn.Module):
-    """The token table of a Gaussian process, rows of norm sqrt(D), and the way into the trunk."""
+    """Gaussian states: a token table with rows of norm sqrt(D), and the way of noisy vectors into the trunk."""
 
-    def __init__(self, config: ModelConfig, symbols: int) -> None:
+    def __init__(self, config: ModelConfig, process: Process) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(symbols, config.embedding_dim))
-        self.project = nn.Linear(config.embedding_dim, config.d_model)
+        self.config, self.process = config, process
+        self.weight = nn.Parameter(torch.randn(process.symbols, config.embedding_dim))
+        self.project = nn.Linear((2 if config.local_estimate else 1) * config.embedding_dim, config.d_model)
 
     def table(self) -> Float[Tensor, "V D"]:
         """The vectors, normalised, float32."""
         return nn.functional.normalize(self.weight.float(), dim=1) * math.sqrt(self.weight.shape[1])
 
-    def forward(self, x: Tensor) -> Hidden:
-        return self.project(x)
+    def forward(self, noisy: Noisy, bias: Float[Tensor, "V"]) -> tuple[Hidden, Logits]:
+        """The trunk's input, and ln q(x_t | token) up to a constant [B, L, V]. `bias` is the head's: token log-odds."""
+        table = self.table()
+        evidence = self.process.token_evidence(noisy.x, noisy.noise_level, table)
+        if not self.config.local_estimate:
+            return self.project(noisy.x), evidence
+        local = torch.softmax(evidence + bias.float(), -1) @ table
+        return self.project(torch.cat((noisy.x, local.to(noisy.x.dtype)), -1)), evidence
 
 
 class DenoisingModel(nn.Module):
@@ -81,12 +91,11 @@ class DenoisingModel(nn.Module):
         self.config = config
         self.process = process
         self.vocabulary = process.vocabulary
-        width = padded(process.symbols, config.pad_vocabulary_to)
-        self.embed = (TokenLookup if process.discrete else TokenVectors)(config, process.symbols)
+        self.embed = (TokenLookup if process.discrete else TokenVectors)(config, process)
         self.given = nn.Parameter(torch.zeros(config.d_model))
         self.denoiser: Denoiser = build(denoiser, config.d_model)
         self.norm = rms_norm(config.d_model)
-        self.head = nn.Linear(config.d_model, width)
+        self.head = nn.Linear(config.d_model, padded(process.symbols, config.pad_vocabulary_to))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -95,12 +104,11 @@ class DenoisingModel(nn.Module):
         return self.embed.table()
 
     def forward(self, noisy: Noisy) -> Prediction:
-        hidden = self.embed(noisy.x)
+        hidden, evidence = self.embed(noisy, self.head.bias[: self.vocabulary])
         if noisy.given is not None:
             hidden = hidden + noisy.given.unsqueeze(-1) * self.given
         logits = self.head(self.norm(self.denoiser(hidden, noisy))).float()
-        if self.config.output_prior and not self.process.discrete:
-            evidence = self.process.token_evidence(noisy.x, noisy.noise_level, self.table())
+        if self.config.output_prior and evidence is not None:
             logits = logits + nn.functional.pad(evidence, (0, logits.shape[-1] - evidence.shape[-1]))
         allowed = torch.arange(logits.shape[-1], device=logits.device) < self.vocabulary
         return Prediction(logits.masked_fill(~allowed, -torch.inf))
@@ -117,7 +125,7 @@ def embedding_parameters(config: ModelConfig, process: Process) -> int:
     head = (config.d_model + 1) * padded(process.symbols, config.pad_vocabulary_to)
     if process.discrete:
         return head + process.symbols * config.d_model
-    return head + process.symbols * config.embedding_dim + (config.embedding_dim + 1) * config.d_model
+    return head + process.symbols * config.embedding_dim + (_state_width(config) + 1) * config.d_model
 
 
 def model_parameters(config: ModelConfig, denoiser: Any, process: Process) -> int:
@@ -131,5 +139,9 @@ def model_flops_per_token(config: ModelConfig, denoiser: Any, process: Process, 
     flops = denoiser.flops_per_token(config.d_model, length) + head
     if process.discrete:
         return flops
-    evidence = 2 * config.embedding_dim * process.symbols if config.output_prior else 0
-    return flops + 2 * config.embedding_dim * config.d_model + evidence
+    evidence = (2 if config.local_estimate else 1) * 2 * config.embedding_dim * process.symbols
+    return flops + 2 * _state_width(config) * config.d_model + evidence
+
+
+def _state_width(config: ModelConfig) -> int:
+    return (2 if config.local_estimate else 1) * config.embedding_dim

@@ -20,9 +20,9 @@ from diffusion_lm.shapes import Float, Hidden, Tensor, Times, Tokens
 
 @dataclass(kw_only=True, slots=True)
 class GaussianConfig:
-    log_snr_max: float = 6.0
+    log_snr_max: float = 3.0
     """ln(alpha / (1 - alpha)) at t = 0."""
-    log_snr_min: float = -9.0
+    log_snr_min: float = -7.0
     """ln(alpha / (1 - alpha)) at t = 1; the prior term is about D exp(log_snr_min) / 2 nats per token."""
 
     def __post_init__(self) -> None:
