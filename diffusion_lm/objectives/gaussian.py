@@ -103,5 +103,5 @@ class GaussianBound(Objective):
 
         1/2 (alpha |e|^2 - alpha D - D ln(1 - alpha)) = -D ln(1 - alpha) / 2.
         """
-        alpha = self.process.alpha(torch.ones((), dtype=torch.float64, device=x_0.device))
+        alpha = self.process.alpha(torch.ones(1, 1, dtype=torch.float64, device=x_0.device)).squeeze()
         return -0.5 * x_0.shape[-1] * torch.log1p(-alpha)
