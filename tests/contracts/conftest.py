@@ -1,0 +1,167 @@
+"""Tools of the contract tests. Variants are discovered from the folders, so a new file is tested without an edit here.
+
+Test files cannot import one another (``--import-mode=importlib``), so the tools come as fixtures.
+"""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffusion_lm.config import build, config_class
+from diffusion_lm.model import DenoisingModel, ModelConfig
+from diffusion_lm.noisy import Noisy
+from diffusion_lm.objectives.base import TrainingNoise
+from diffusion_lm.processes.base import Prediction
+from diffusion_lm.prompts import PromptConfig
+from diffusion_lm.random import Noise
+
+VOCABULARY, PADDING = 3, 2
+
+
+def p_value(statistic: float, degrees: int) -> float:
+    """P(chi^2 with that many degrees of freedom > statistic)."""
+    half = torch.tensor([degrees / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
+
+
+def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """p-value of counts under probabilities; 0 where something impossible was counted."""
+    counts, expected = counts.double().flatten(), probabilities.double().flatten() * counts.sum()
+    if counts[expected < 1e-9].any():
+        return 0.0
+    counts, expected = counts[expected >= 1e-9], expected[expected >= 1e-9]
+    return 1.0 if len(counts) == 1 else p_value(float(((counts - expected) ** 2 / expected).sum()), len(counts) - 1)
+
+
+def two_sample(a: torch.Tensor, b: torch.Tensor, cells: int) -> float:
+    """p-value of two samples of cell numbers, equally many, under one common law."""
+    x, y = (torch.bincount(v.flatten(), minlength=cells).double() for v in (a, b))
+    seen = x + y > 0
+    statistic = ((x - y)[seen] ** 2 / (x + y)[seen]).sum()
+    return 1.0 if seen.sum() == 1 else p_value(float(statistic), int(seen.sum()) - 1)
+
+
+def near(values: torch.Tensor, expected: torch.Tensor | float, errors: float = 4.0) -> bool:
+    """Whether the mean over dimension 0 is `expected` within that many standard errors, everywhere."""
+    values = values.double()
+    error = values.std(0) / len(values) ** 0.5
+    return bool(((values.mean(0) - expected).abs() <= errors * error + 1e-12).all())
+
+
+def circle(symbols: int, dimensions: int) -> torch.Tensor:
+    """A token table whose rows have norm sqrt(D), well apart, float64."""
+    angle = torch.arange(symbols, dtype=torch.float64) * 2 * torch.pi / symbols
+    rows = torch.stack((angle.cos(), angle.sin(), *[0 * angle] * (dimensions - 2)), 1)
+    return rows * dimensions**0.5
+
+
+def process_of(name: str, schedule: str, vocabulary: int = VOCABULARY):
+    """A process of default config over a schedule of default config."""
+    return build(config_class("processes", name)(), build(config_class("schedules", schedule)()), vocabulary)
+
+
+def time_of(process, level: torch.Tensor) -> torch.Tensor:
+    """The time at which a process has a noise level, by bisection."""
+    low, high = torch.zeros_like(level), torch.ones_like(level)
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = process.noise_level(middle) < level
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return high
+
+
+class Fake(DenoisingModel):
+    """A model without a network: what tests hand to objectives and samplers. Subclasses give `table` and `forward`."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+
+class Oracle(Fake):
+    """A model that knows the source: p(x_0^i | x_t) by Bayes' rule over every sequence, through the process's marginal.
+
+    sequences [S, L] with probabilities [S]. Like a real model it has padded logits. `calls` counts its uses.
+    """
+
+    def __init__(self, process, sequences: torch.Tensor, probabilities: torch.Tensor, dimensions: int = 2) -> None:
+        super().__init__()
+        self.process, self.sequences, self.probabilities = process, sequences, probabilities
+        self.dimensions, self.calls = dimensions, 0
+
+    def table(self) -> torch.Tensor:
+        return circle(self.process.symbols, self.dimensions)
+
+    def forward(self, noisy: Noisy) -> Prediction:
+        self.calls += 1
+        levels, row = noisy.noise_level.double().unique(return_inverse=True)
+        likelihood = self._likelihood(noisy, time_of(self.process, levels)[row])
+        weight = (likelihood + self.probabilities.log()).exp()  # [B, S]
+        said = torch.nn.functional.one_hot(self.sequences, self.process.symbols + PADDING).double()
+        joint = torch.einsum("bs,slv->blv", weight, said)
+        return Prediction((joint / joint.sum(-1, keepdim=True)).log())
+
+    def _likelihood(self, noisy: Noisy, t: torch.Tensor) -> torch.Tensor:
+        """ln q(x_t | x_0) of every row under every sequence. [B, S]"""
+        rows, many, length = len(t), len(self.sequences), noisy.length
+        x = noisy.x.repeat_interleave(many, 0)
+        x_0 = self.process.encode(self.sequences.repeat(rows, 1), self.table())
+        marginal = self.process.marginal(x_0, t.repeat_interleave(many, 0))
+        if self.process.discrete:
+            each = marginal.probabilities(self.process.symbols).gather(-1, x.unsqueeze(-1)).squeeze(-1).log()
+            same = x == x_0
+        else:
+            normal = torch.distributions.Normal(marginal.mean, marginal.std.expand_as(marginal.mean))
+            each, same = normal.log_prob(x).sum(-1), (x == x_0).all(-1)
+        if noisy.given is not None:
+            each = torch.where(noisy.given.repeat_interleave(many, 0), same.double().log(), each)
+        each = each.view(rows, many, length).sum(-1)
+        return each - each.amax(1, keepdim=True)
+
+
+def all_sequences(vocabulary: int, length: int) -> torch.Tensor:
+    """Every sequence. [V^L, L]"""
+    return torch.tensor(list(itertools.product(range(vocabulary), repeat=length)))
+
+
+def factorised(seed: int, length: int, vocabulary: int = VOCABULARY) -> tuple[torch.Tensor, torch.Tensor]:
+    """All sequences and their probabilities, positions independent, no probability below 0.1."""
+    generator = torch.Generator().manual_seed(seed)
+    each = 0.1 + torch.rand(length, vocabulary, generator=generator, dtype=torch.float64)
+    each /= each.sum(1, keepdim=True)
+    sequences = all_sequences(vocabulary, length)
+    return sequences, each[torch.arange(length), sequences].prod(1)
+
+
+def small_model(process, denoiser: str = "transformer", seed: int = 0, **changes) -> DenoisingModel:
+    """A small model over a process, weights as they start."""
+    torch.manual_seed(seed)
+    config = config_class("denoisers", denoiser)(**({"n_layers": 1} | changes))
+    return DenoisingModel(ModelConfig(d_model=64, embedding_dim=4), config, process)
+
+
+def shaken(module, seed: int = 0, size: float = 0.1):
+    """The module with noise added to every parameter, so that nothing is zero any more."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += size * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+def objective_of(name: str, process, *, prompt: float = 0.0, global_batch: int = 8, seed: int = 0, **changes):
+    """An objective over a process, prompts in that share of the rows."""
+    config = config_class("objectives", name)(**changes)
+    return build(config, process, PromptConfig(fraction=prompt), TrainingNoise(seed, global_batch))
+
+
+def rows_noise(rows: int, seed: int = 0, start: int = 0) -> Noise:
+    """The noise of that many rows."""
+    return Noise(seed, torch.arange(start, start + rows))
+
+
+@pytest.fixture(scope="session")
+def tools() -> SimpleNamespace:
+    """Everything above."""
+    return SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("_")})
