@@ -73,8 +73,17 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     tree = read_tree(path)
     for override in overrides:
         tree = merge(tree, _override(override))
-    tree.setdefault("name", str(path.with_suffix("").name if EXPERIMENTS not in path.parents else path.stem))
+    tree.setdefault("name", _name(path))
     return from_tree(ExperimentConfig, tree)
+
+
+def _name(path: Path) -> str:
+    """The file's path below the last folder called experiments, without its ending; elsewhere the file's name."""
+    parts = path.resolve().with_suffix("").parts
+    if EXPERIMENTS.name not in parts[:-1]:
+        return parts[-1]
+    start = len(parts) - parts[::-1].index(EXPERIMENTS.name)
+    return "/".join(parts[start:])
 
 
 def with_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:

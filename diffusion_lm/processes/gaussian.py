@@ -113,8 +113,9 @@ class Gaussian(Process):
         return Normal(mean, std.unsqueeze(-1))
 
     def estimate(self, prediction: Prediction, table: Float[Tensor, "V D"]) -> Hidden:
-        """x_0_hat = softmax(logits) @ table."""
-        return prediction.probabilities()[..., : len(table)] @ table
+        """x_0_hat = softmax(logits) @ table, whatever the network's precision."""
+        with torch.autocast(table.device.type, enabled=False):
+            return prediction.probabilities()[..., : len(table)] @ table
 
     def decode(self, x: Hidden, prediction: Prediction, noise: Noise) -> Tokens:
         return draw_tokens(prediction, noise)
