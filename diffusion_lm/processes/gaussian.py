@@ -134,9 +134,9 @@ class Gaussian(Process):
         snr = torch.exp(log_snr)
         gain = torch.sqrt(snr * (1 + snr)).to(torch.float32).unsqueeze(-1)
         table = table.to(torch.float32)
-        return gain * (x.to(torch.float32) @ table.T) - 0.5 * snr.to(torch.float32).unsqueeze(-1) * table.square().sum(
-            1
-        )
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16's error times the gain would be whole nats
+            product = x.to(torch.float32) @ table.T
+        return gain * product - 0.5 * snr.to(torch.float32).unsqueeze(-1) * table.square().sum(1)
 
 
 def _channel(value: Times, like: Hidden) -> Float[Tensor, "B #L 1"]:
