@@ -51,7 +51,7 @@ class DenoiserConfig:
         blocks = sum(mixer.parameters(d_model) + per_block for mixer in self.mixers())
         return blocks + self.conditioning.parameters(d_model, self.branches())
 
-    def flops_per_token(self, d_model: int, length: int) -> float:
+    def flops_per_token(self, d_model: int, length: int) -> int:
         """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two).
 
         The conditioning is left out: it works once per row, not per position.

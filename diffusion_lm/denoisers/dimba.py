@@ -45,7 +45,7 @@ class DimbaConfig(DenoiserConfig):
         encoder = d_model * channels + channels + channels * channels + channels + channels
         return DenoiserConfig.parameters(self, d_model) + encoder
 
-    def flops_per_token(self, d_model: int, length: int) -> float:
+    def flops_per_token(self, d_model: int, length: int) -> int:
         encoder = 2 * d_model * self.conditioning.channels
         return DenoiserConfig.flops_per_token(self, d_model, length) + encoder
 

@@ -23,7 +23,7 @@ class AttentionConfig(MixerConfig):
     def parameters(self, d_model: int) -> int:
         return 4 * d_model * d_model
 
-    def flops_per_token(self, d_model: int, length: int) -> float:
+    def flops_per_token(self, d_model: int, length: int) -> int:
         return 2 * self.parameters(d_model) + 4 * length * d_model
 
 

@@ -38,6 +38,6 @@ class MixerConfig:
         """Number of parameters."""
         raise NotImplementedError
 
-    def flops_per_token(self, d_model: int, length: int) -> float:
+    def flops_per_token(self, d_model: int, length: int) -> int:
         """Floating-point operations of a forward pass per position: matrix products, a multiply-add being two."""
         raise NotImplementedError

@@ -27,7 +27,7 @@ class BidirectionalConfig(MixerConfig):
     def parameters(self, d_model: int) -> int:
         return 2 * self.inner.parameters(d_model)
 
-    def flops_per_token(self, d_model: int, length: int) -> float:
+    def flops_per_token(self, d_model: int, length: int) -> int:
         return 2 * self.inner.flops_per_token(d_model, length)
 
 

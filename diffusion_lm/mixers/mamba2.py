@@ -47,7 +47,7 @@ class Mamba2Config(MixerConfig):
         projections = d_model * (inner + convolved + heads) + inner * d_model
         return projections + convolved * (self.d_conv + 1) + 3 * heads + inner
 
-    def flops_per_token(self, d_model: int, length: int) -> float:
+    def flops_per_token(self, d_model: int, length: int) -> int:
         inner, chunk = self.expand * d_model, min(self.chunk_size, length)
         convolved = inner + 2 * self.n_groups * self.d_state
         projections = 2 * (d_model * (inner + convolved + self.heads(d_model)) + inner * d_model)
