@@ -76,7 +76,8 @@ class TokenVectors(nn.Module):
     def forward(self, noisy: Noisy, bias: Float[Tensor, "V"]) -> tuple[Hidden, Logits]:
         """The trunk's input, and ln q(x_t | token) up to a constant [B, L, V]. `bias` is the head's: token log-odds."""
         table = self.table()
-        evidence = self.process.token_evidence(noisy.x, noisy.noise_level, table)
+        level = noisy.noise_level if noisy.given is None else noisy.noise_level.where(~noisy.given, 0.0)
+        evidence = self.process.token_evidence(noisy.x, level, table)
         if not self.config.local_estimate:
             return self.project(noisy.x), evidence
         local = torch.softmax(evidence + bias.float(), -1) @ table
