@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from sweeps.trial_files import LOG
+from sweeps.trial_files import LOG, TRIAL
 
 PR_SET_PDEATHSIG = 1
 TRAIN = (sys.executable, "-m", "diffusion_lm", "train")
@@ -64,9 +64,9 @@ class Child:
 
 
 def train(folder: Path, command: Sequence[str] = TRAIN) -> Child:
-    """Start the training command on ``FOLDER/config.yaml``; its output goes to ``FOLDER/train.log``."""
+    """Start training in `folder`, or go on there; the output goes to ``FOLDER/train.log``."""
     with open(folder / LOG, "ab") as log:
-        return Child([*command, str(folder / "config.yaml")], log)
+        return Child([*command, str(folder / TRIAL), f"run={folder}"], log)
 
 
 def _die_with_parent() -> Callable[[], None] | None:

@@ -14,6 +14,7 @@ from diffusion_lm.files import write_json
 from sweeps import design
 from sweeps.folder import StudyFolder
 from sweeps.study import StudyConfig
+from sweeps.trial_files import TRIAL
 
 
 class Experiments(Protocol):
@@ -70,12 +71,12 @@ def refuse_changes(folder: StudyFolder, experiments: Experiments) -> None:
                         f"study started ({'; '.join(lines[:3])}); restore it, or start a study with another name")
 
 
-def write_config(config: StudyConfig, folder: Path, params: Mapping[str, Any], seed: int | None,
-                 experiments: Experiments) -> None:
-    """Write ``config.yaml`` of the trial in `folder`: the experiment with the trial's values merged in."""
+def write_trial(config: StudyConfig, folder: Path, params: Mapping[str, Any], seed: int | None,
+                experiments: Experiments) -> None:
+    """Write ``trial.yaml`` in the trial's `folder`: the experiment with the trial's values merged in."""
     loaded = experiments.load(config.experiment, design.overrides(config, params, seed))
     folder.mkdir(parents=True, exist_ok=True)
-    experiments.save(loaded, folder / "config.yaml")
+    experiments.save(loaded, folder / TRIAL)
 
 
 def _plain(value: Any) -> Any:

@@ -52,8 +52,13 @@ class StudyFolder:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One process at a time, across nodes. The kernel frees it when its holder dies, however it dies."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "study.lock", "a") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / "study.lock", "a")  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another folder by "
+                            "--root") from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError as error:

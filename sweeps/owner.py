@@ -34,7 +34,7 @@ class Owner:
     @classmethod
     def current(cls) -> Self:
         """This process."""
-        pid, host = os.getpid(), socket.gethostname()
+        pid, host = os.getpid(), slurm.node() or socket.gethostname()
         return cls(user=getpass.getuser(), host=host, machine=_machine(host), boot=_boot(), pid=pid,
                    started=_started(pid), cluster=slurm.cluster(), task=slurm.task(), life=slurm.life())
 

@@ -13,6 +13,7 @@ from sweeps import comparison, history, storage, tables
 from sweeps.comparison import Comparison
 from sweeps.folder import StudyFolder
 from sweeps.history import TrialRecord
+from sweeps.trial_files import CONFIG
 
 
 def show(folder: StudyFolder, as_json: bool = False) -> None:
@@ -62,7 +63,7 @@ def write(folder: StudyFolder, study: optuna.Study, records: list[TrialRecord], 
     save_note(study, "\n\n".join(note))
     parts = [f"# {config.name}", *(part for caption, table, pictures in body for part in (caption, table, *pictures)),
              "\n".join(f"* {remark}" for remark in remarks), _repeat(found),
-             "```\n" + "\n".join([*_sample(found), *_look_closer(folder)]) + "\n```"]
+             "\n".join(f"    {line}" for line in "\n".join([*_sample(found), *_look_closer(folder)]).splitlines())]
     write_text(folder.path / "report.md", "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -87,7 +88,7 @@ def _remarks(folder: StudyFolder, records: list[TrialRecord], found: list[Compar
 
 def _repeat(found: list[Comparison]) -> str:
     """The command that trains each row's best run again."""
-    configs = [(row.cell, shlex.quote(str(row.best.folder / "config.yaml"))) for table in found for row in table.rows]
+    configs = [(row.cell, shlex.quote(str(row.best.folder / CONFIG))) for table in found for row in table.rows]
     lines = [f"| {cell} | `python -m diffusion_lm train {config} run=NEW` |" for cell, config in configs]
     return "\n".join(["| arm | to repeat its best run in a new folder NEW |", "| --- | --- |", *lines]) if lines else ""
 
@@ -97,8 +98,9 @@ def _sample(found: list[Comparison]) -> list[str]:
     if not found:
         return []
     best = found[0].rows[0].best
-    text = (best.result or {}).get("sample")
-    return [f"sample text of the best run ({best.folder}):", "", str(text), ""] if text else []
+    # A model of bytes writes control characters too; in a terminal they would do things.
+    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in best.result["sample"])
+    return [f"sample text of the best run ({best.folder}):", "", text, ""] if text.strip() else []
 
 
 def _look_closer(folder: StudyFolder) -> list[str]:

@@ -17,6 +17,11 @@ def life() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
+def node() -> str | None:
+    """SLURM's name of this node."""
+    return os.environ.get("SLURMD_NODENAME")
+
+
 def cluster() -> str | None:
     """The cluster's name."""
     return os.environ.get("SLURM_CLUSTER_NAME")

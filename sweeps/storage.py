@@ -16,7 +16,6 @@ from sweeps.folder import StudyFolder
 BLOCK = 65536
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 class HealingJournal(JournalFileBackend):
@@ -70,7 +69,9 @@ def create(folder: StudyFolder) -> optuna.Study:
                                 sampler=optuna_parts.sampler(config, 0), pruner=optuna_parts.pruner(config),
                                 load_if_exists=True)
     if study.metric_names is None:
-        study.set_metric_names(list(config.metrics))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names(list(config.metrics))
     return study
 
 

@@ -102,4 +102,4 @@ def markdown(config: StudyConfig, comparison: Comparison) -> str:
 
 def caption(comparison: Comparison) -> str:
     """Which text the bounds are about."""
-    return f"corpus {comparison.corpus.get('name')} (hash {comparison.corpus['hash']})"
+    return f"corpus {comparison.corpus.get('name')} (hash {comparison.corpus['hash'][:12]})"

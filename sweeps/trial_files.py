@@ -1,9 +1,13 @@
-"""What training leaves in a trial's folder: ``report.jsonl``, ``result.json``, ``train.log``."""
+"""A trial's folder: ``trial.yaml`` is what it was asked to train; training leaves the other files there.
+
+``config.yaml`` is training's own: the same experiment with what ``auto`` chose written in.
+"""
 
 import json
 from pathlib import Path
 from typing import Any
 
+TRIAL, CONFIG = "trial.yaml", "config.yaml"
 REPORT, RESULT, LOG, STOP = "report.jsonl", "result.json", "train.log", "STOP"
 NLL, NLL_ERROR, BITS, SPEED = "val/nll", "val/nll_se", "val/bpb", "throughput/tokens_per_second"
 

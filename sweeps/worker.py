@@ -79,13 +79,13 @@ class Worker:
             say(claim, "stopped; the same command continues it")
 
     def _prepare(self, claim: Claim) -> None:
-        """Draw what is left to the sampler and write the trial's config, unless an earlier life did."""
+        """Draw what is left to the sampler and write what the trial trains, unless an earlier life did."""
         params = design.suggest(self.folder.config, claim.trial)
         for name, value in {"git": provenance.commit(), "machine": provenance.machine()}.items():
             claim.trial.set_user_attr(name, value)
-        if not (claim.folder / "config.yaml").is_file():
+        if not (claim.folder / trial_files.TRIAL).is_file():
             seed = claim.trial.user_attrs["seed"]
-            experiment_files.write_config(self.folder.config, claim.folder, params, seed, self.experiments)
+            experiment_files.write_trial(self.folder.config, claim.folder, params, seed, self.experiments)
 
     def _train(self, claim: Claim, progress: Progress) -> int:
         """Run the training command once. Returns its exit code."""

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import yaml
 
-folder = Path(sys.argv[-1]).parent
-config = yaml.safe_load((folder / "config.yaml").read_text())
+source, run = sys.argv[1:]
+folder = Path(run.removeprefix("run="))
+config = yaml.safe_load(Path(source).read_text())
 checkpoint = folder / "checkpoint"
 asked = []
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):

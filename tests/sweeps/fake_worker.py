@@ -1,4 +1,4 @@
-"""``python -m sweeps run`` with the stand-ins: one worker process on STUDY.yaml in ROOT."""
+"""``python -m sweeps run`` with the stand-ins: one worker process on STUDY.yaml in ROOT; the report on demand."""
 
 import sys
 from pathlib import Path
@@ -12,12 +12,13 @@ from sweeps import planner, report, study, worker  # noqa: E402
 from sweeps.folder import StudyFolder  # noqa: E402
 
 
-def main(path, root):
+def main(path, root, *more):
     folder = StudyFolder(study.load(path), root)
     planned = planner.plan(folder, fake_experiment)
     command = (sys.executable, str(HERE / "fake_train.py"))
     code = worker.Worker(folder, planned, fake_experiment, train_command=command).run()
-    report.close(folder)
+    if "report" in more:
+        report.close(folder)
     return code
 
 

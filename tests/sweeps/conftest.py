@@ -1,0 +1,104 @@
+"""Fixtures: a study file, the stand-in experiment, workers as processes that end with the test."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def experiments():
+    """The stand-in for diffusion_lm.experiment."""
+    spec = importlib.util.spec_from_file_location("fake_experiment", HERE / "fake_experiment.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def write_study(tmp_path):
+    """Writes a study file; returns its path. Keys are given as keyword arguments."""
+
+    def write(name="s", **keys):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"experiment": "fake", **keys}, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts worker processes on a study; whatever still runs when the test ends is killed."""
+    started = []
+
+    def run(path, count=1, *more):
+        command = [sys.executable, str(HERE / "fake_worker.py"), str(path), str(tmp_path / "runs"), *more]
+        fresh = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                 for _ in range(count)]
+        started.extend(fresh)
+        return fresh
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture
+def work(start):
+    """Runs workers on a study to their end; returns their exit codes and what they printed."""
+
+    def run(path, count=1, *more):
+        processes = start(path, count, *more)
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+        return [process.returncode for process in processes], "\n".join(outputs)
+
+    return run
+
+
+@pytest.fixture
+def folder_of(tmp_path):
+    """The StudyFolder of a study file."""
+
+    def find(path):
+        from sweeps import study
+        from sweeps.folder import StudyFolder
+
+        return StudyFolder(study.load(path), tmp_path / "runs")
+
+    return find
+
+
+@pytest.fixture
+def records_of(folder_of):
+    """The trials of a study file, joined with their folders."""
+
+    def read(path):
+        from sweeps import history, storage
+
+        folder = folder_of(path)
+        return history.records(folder, storage.load(folder))
+
+    return read
+
+
+@pytest.fixture
+def eventually():
+    """Waits until a condition holds."""
+
+    def wait(condition, seconds=20):
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.02)
+
+    return wait

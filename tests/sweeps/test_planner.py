@@ -1,0 +1,75 @@
+"""Planning: once, whatever happens, and never for a study that changed."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from diffusion_lm.errors import UserError
+from sweeps import experiments as experiment_files
+from sweeps import planner, storage
+
+DESIGN = {"arms": {"a": {"denoiser": "mamba"}, "b": {}}, "space": {"width": [32, 64]}, "seeds": [0, 1]}
+
+
+def test_planning_again_adds_nothing(write_study, folder_of, experiments):
+    folder = folder_of(write_study(**DESIGN))
+    for _ in range(3):
+        study = planner.plan(folder, experiments)
+    assert len(study.trials) == 8
+    assert study.metric_names == ["val/nll"]
+    assert study.trials[0].system_attrs["fixed_params"] == {"arm": "a", "width": 32}
+    assert study.trials[0].user_attrs == {"row": 0, "cell": "a,width=32", "arm": "a", "seed": 0}
+
+
+def test_many_planners_at_once_enqueue_each_row_once(write_study, folder_of, experiments):
+    folder = folder_of(write_study(**DESIGN))
+    with ThreadPoolExecutor(8) as pool:
+        for future in [pool.submit(planner.plan, folder, experiments) for _ in range(8)]:
+            future.result()
+    rows = [trial.user_attrs["row"] for trial in storage.load(folder).trials]
+    assert sorted(rows) == list(range(8))
+
+
+def test_planner_that_died_half_way_is_completed(write_study, folder_of, experiments, monkeypatch):
+    folder = folder_of(write_study(**DESIGN))
+    with monkeypatch.context() as patch:
+        patch.setattr(planner.design, "rows", lambda config, rows=planner.design.rows: rows(config)[:3])
+        planner.plan(folder, experiments)
+    assert len(storage.load(folder).trials) == 3
+    assert [trial.user_attrs["row"] for trial in planner.plan(folder, experiments).trials] == list(range(8))
+
+
+def test_sampled_trials_are_not_enqueued_ahead(write_study, folder_of, experiments):
+    folder = folder_of(write_study(space={"lr": {"low": 0.001, "high": 0.002}}, trials=5))
+    assert planner.plan(folder, experiments).trials == []
+
+
+def test_changed_definition_is_refused_with_the_difference(write_study, folder_of, experiments):
+    planner.plan(folder_of(write_study(arms={"a": {"lr": 0.01}})), experiments)
+    changed = folder_of(write_study(arms={"a": {"lr": 0.02}}, seeds=[1]))
+    with pytest.raises(UserError, match=r"study 's': its definition changed since it started \(arms.a.lr: 0.01 -> "
+                                        r"0.02; seeds: \[\] -> \[1\]\); restore it, or give the study another name"):
+        planner.plan(changed, experiments)
+
+
+def test_changed_experiment_is_refused_with_the_difference(write_study, folder_of, experiments, monkeypatch):
+    folder = folder_of(write_study(arms={"a": {"denoiser": "mamba"}}))
+    planner.plan(folder, experiments)
+    experiment_files.refuse_changes(folder, experiments)
+    monkeypatch.setitem(experiments.DEFAULTS, "width", 65)
+    with pytest.raises(UserError, match=r"the experiment 'fake' changed since the study started \(a.width: 64 -> 65\)"):
+        experiment_files.refuse_changes(folder, experiments)
+
+
+def test_refused_pairing_names_its_cell_and_leaves_nothing(write_study, folder_of, experiments):
+    folder = folder_of(write_study(space={"denoiser": ["mamba", "dimba"], "objective": ["gaussian", "masked"]}))
+    with pytest.raises(UserError, match="denoiser=dimba, objective=masked: denoiser 'dimba' has no meaning"):
+        planner.plan(folder, experiments)
+    assert not folder.path.exists()
+
+
+def test_study_file_in_the_folder_is_the_study(write_study, folder_of, experiments):
+    folder = folder_of(write_study(**DESIGN))
+    planner.plan(folder, experiments)
+    again = folder_of(folder.definition)
+    assert again.config == folder.config and len(planner.plan(again, experiments).trials) == 8
