@@ -67,7 +67,7 @@ def time_of(process, level: torch.Tensor) -> torch.Tensor:
     low, high = torch.zeros_like(level), torch.ones_like(level)
     for _ in range(60):
         middle = (low + high) / 2
-        below = process.noise_level(middle) < level
+        below = process.noise_level(middle.unsqueeze(1)).squeeze(1) < level
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return high
 
