@@ -22,9 +22,11 @@ def unknown(what: str, got: str, options: Iterable[str]) -> UserError:
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    """Run a command line: a `UserError` becomes one line on standard error and exit status 2."""
+    """Run a command line: a `UserError` becomes one line on standard error and exit status 2, Ctrl-C status 130."""
     try:
         return main(argv) or 0
+    except KeyboardInterrupt:
+        return 130
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

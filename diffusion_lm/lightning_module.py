@@ -39,13 +39,14 @@ class DiffusionModule(lightning.LightningModule):
         self.model = build_model(config, data.vocab_size)
         noise = TrainingNoise(config.seed, config.training.batch_size)
         self.objective = build(config.objective, self.model.process, config.prompt, noise)
+        self.scalars: list[dict[str, Tensor]] = []  # of this step's forward passes, for the callback that logs them
+        self.grad_norm: Tensor | None = None
         self._bounds: list[Bound] = []
 
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
         loss = self.objective(self.model, Batch(**batch))
-        self.log("train/loss", loss.loss.detach())
-        for name, value in loss.terms.items():
-            self.log(f"train/{name}", value)
+        terms = {f"train/{name}": value for name, value in loss.terms.items()}
+        self.scalars.append({"train/loss": loss.loss.detach(), **terms})
         return loss.loss
 
     def validation_step(self, batch: Mapping[str, Tensor], index: int) -> None:
@@ -73,7 +74,7 @@ class DiffusionModule(lightning.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        self.log("train/grad_norm", norm)
+        self.grad_norm = norm
         if self.config.training.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.config.training.grad_clip, norm)
 

@@ -1,19 +1,16 @@
 """Callbacks: stopping and checkpointing at safe points, reports, sample texts and throughput."""
 
-import signal
-import sys
 import time
-from types import FrameType
 from typing import Any, NoReturn
 
 import lightning
+import torch
 from lightning.pytorch import Callback, Trainer
 
 from diffusion_lm.evaluation.text import draw_texts
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.run import INTERRUPTED, PRUNED, Run
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from diffusion_lm.training.signals import StopSignal
 
 
 class Stopped(Exception):
@@ -28,27 +25,16 @@ class Checkpoints(Callback):
     resumed run repeats nothing and misses nothing.
     """
 
-    def __init__(self, run: Run, every: int, val_every: int) -> None:
-        self.run, self.every, self.val_every = run, every, val_every
-        self.signal: int | None = None
+    def __init__(self, run: Run, every: int, val_every: int, signal: StopSignal) -> None:
+        self.run, self.every, self.val_every, self.signal = run, every, val_every, signal
         self.stopped: str | None = None
-        self._handlers: dict[int, Any] = {}
         self._step = -1
 
     def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         self._step = trainer.global_step
-        self._handlers = {number: signal.signal(number, self._remember) for number in SIGNALS}
-
-    def teardown(self, trainer: Trainer, module: lightning.LightningModule, stage: str) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal == signal.SIGINT == number:
-            raise SystemExit(128 + number)  # a second Ctrl-C does not wait for the checkpoint
-        self.signal = number
-        print(f"{signal.Signals(number).name}: stopping after this step", file=sys.stderr)
+        self.signal.install()
+        if trainer.global_step < trainer.max_steps and self._told_to_stop(trainer):
+            self._stop(INTERRUPTED)
 
     def on_train_batch_end(self, trainer: Trainer, module: lightning.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step or self._validates(trainer):
@@ -57,29 +43,57 @@ class Checkpoints(Callback):
         stop = self._told_to_stop(trainer)
         last = trainer.global_step == trainer.max_steps
         if stop or last or trainer.global_step % self.every == 0:
-            trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
+            self._save(trainer)
         if stop and not last:
             self._stop(INTERRUPTED)
 
     def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
+        self._save(trainer)
         if trainer.global_step < trainer.max_steps:
             if trainer.strategy.reduce_boolean_decision(self.run.stop_file.exists(), all=False):
                 self._stop(PRUNED)
             elif self._told_to_stop(trainer):
                 self._stop(INTERRUPTED)
 
+    def _save(self, trainer: Trainer) -> None:
+        trainer.logger.save()  # first the curves up to this step: a resumed run does not log them again
+        trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
+
     def _validates(self, trainer: Trainer) -> bool:
         return bool(self.val_every) and trainer.global_step % self.val_every == 0
 
     def _told_to_stop(self, trainer: Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        return trainer.strategy.reduce_boolean_decision(self.signal.number is not None, all=False)
 
     def _stop(self, why: str) -> NoReturn:
         self.stopped = why
         raise Stopped(why)
+
+
+class Scalars(Callback):
+    """Logs the training scalars of every so many steps, each the mean over the step's forward passes.
+
+    Lightning's own `log` writes them after all callbacks, when the step's checkpoint exists already: a process that
+    ends in between would leave a gap in the curves.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._step = -1
+
+    def on_train_start(self, trainer: Trainer, module: DiffusionModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, module: DiffusionModule, *_: Any) -> None:
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        passes, module.scalars = module.scalars, []
+        if self._step % self.every == 0:
+            means = {name: torch.stack([scalars[name] for scalars in passes]).mean() for name in passes[0]}
+            trainer.logger.log_metrics({**means, "train/grad_norm": module.grad_norm}, self._step - 1)
 
 
 class Report(Callback):

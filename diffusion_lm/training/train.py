@@ -1,6 +1,5 @@
 """Training one experiment in one run folder: start, resume, stop, finish."""
 
-import math
 import os
 import signal
 import time
@@ -21,6 +20,7 @@ from diffusion_lm.training.callbacks import Checkpoints, Stopped
 from diffusion_lm.training.hparams import flat_hparams
 from diffusion_lm.training.result import finish
 from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run
+from diffusion_lm.training.signals import StopSignal
 from diffusion_lm.training.trainer import make_trainer, quiet
 
 EXIT_CODES = {FINISHED: 0, PRUNED: 3, INTERRUPTED: 75}
@@ -63,7 +63,7 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
 
 def train(config: ExperimentConfig, run: Run) -> int:
     """Train until done or told to stop; returns the exit status: 0 finished, 75 interrupted, 3 pruned, 130 Ctrl-C."""
-    with quiet():
+    with quiet(), StopSignal() as stop:
         module, info = prepare(config, run)
         with run.locked():
             result = run.result()
@@ -77,16 +77,16 @@ def train(config: ExperimentConfig, run: Run) -> int:
             resumed_at = read_checkpoint(run, module.config)["global_step"] if run.checkpoint.is_file() else 0
             run.save_config(module.config)
             run.stop_file.unlink(missing_ok=True)
-            return _fit(module, run, info, resumed_at)
+            return _fit(module, run, info, resumed_at, stop)
 
 
-def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int) -> int:
+def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, stop: StopSignal) -> int:
     began = time.monotonic()
     config, training = module.config, module.config.training
     data = TokenDataModule(
         config.data, seed=config.seed, global_batch=training.batch_size, micro_batch=training.rows_per_pass()
     )
-    checkpoints = Checkpoints(run, training.checkpoint_every, training.val_every)
+    checkpoints = Checkpoints(run, training.checkpoint_every, training.val_every, stop)
     trainer = make_trainer(config, run, checkpoints, resumed_at)
     print(
         f"{run.folder}: {module.model.count()['total']:,} parameters, {training.accelerator}, {training.precision}, "
@@ -94,7 +94,7 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int) 
         + (f", resuming at step {resumed_at}" if resumed_at else ""),
         flush=True,
     )
-    trainer.logger.log_hyperparams(flat_hparams(config), {"hp/val_nll": math.nan, "hp/val_bpb": math.nan})
+    trainer.logger.log_hyperparams(flat_hparams(config), ("hp/val_nll", "hp/val_bpb"))
     with suppress(Stopped):
         trainer.fit(module, data, ckpt_path=run.checkpoint if resumed_at else None, weights_only=True)
         if training.steps not in run.reports():
@@ -102,7 +102,7 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int) 
     status = checkpoints.stopped or FINISHED
     if trainer.is_global_zero:
         finish(run, info, module, trainer, status, time.monotonic() - began)
-    return 128 + signal.SIGINT if checkpoints.signal == signal.SIGINT and status == INTERRUPTED else EXIT_CODES[status]
+    return 128 + signal.SIGINT if stop.number == signal.SIGINT and status == INTERRUPTED else EXIT_CODES[status]
 
 
 def read_checkpoint(run: Run, config: ExperimentConfig) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -18,7 +17,8 @@ from diffusion_lm.data.datamodule import accumulation_steps
 from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.files import atomic_path
 from diffusion_lm.training.averaging import Average
-from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Throughput
+from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Scalars, Throughput
+from diffusion_lm.training.events import Events
 from diffusion_lm.training.run import Run
 
 PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
@@ -62,7 +62,6 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
         training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes
     )
     average = [Average(training.ema_decay)] if training.ema_decay else []
-    logger = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=resumed_at or None)
     interactive = sys.stderr.isatty()
     return lightning.Trainer(
         accelerator="gpu" if training.accelerator == "cuda" else "cpu",
@@ -80,7 +79,7 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=interactive,
-        logger=logger,
+        logger=Events(run.folder, resumed_at),
         plugins=[AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         default_root_dir=run.folder,
         callbacks=[
@@ -88,8 +87,9 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
             Samples(run, training.samples),
             *average,
             LearningRateMonitor("step"),
-            checkpoints,
+            Scalars(training.log_every),
             Report(run, tokens_per_step),
+            checkpoints,  # the last: what a checkpoint has passed is never logged again
             *([TQDMProgressBar(refresh_rate=10)] if interactive else []),
         ],
     )
