@@ -114,7 +114,7 @@ class Claims:
 
     def _claim(self, trial: optuna.Trial, life: int) -> Claim:
         attributes = trial.user_attrs
-        name = design.folder_name(self.folder.config, trial.number, attributes["cell"], attributes["seed"])
+        name = design.folder_name(self.folder.config, trial.number, attributes["cell"], attributes.get("seed"))
         claim = Claim(trial, trial.number, life, self.folder.path / name)
         trial.set_user_attr("worker", str(self.me))
         trial.set_user_attr("restarts", life)

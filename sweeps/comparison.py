@@ -10,7 +10,7 @@ from typing import Any
 
 from sweeps.history import TrialRecord
 from sweeps.study import StudyConfig
-from sweeps.trial_files import BITS, NLL, NLL_ERROR, SPEED
+from sweeps.trial_files import BITS, NLL, NLL_ERROR
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,7 @@ class Row:
     metrics: dict[str, float | None]
     sequences_error: float | None
     seeds_error: float | None
+    speed: float | None
     parameters: int | None
     difference: float | None = None
     difference_error: float | None = None
@@ -80,7 +81,8 @@ def _row(config: StudyConfig, cell: str, runs: list[TrialRecord], trials: int,
     differences = [] if baseline is None or runs is baseline else _paired(config.objective, runs, baseline)
     return Row(
         cell=cell, params=runs[0].trial.params, runs=runs, trials=trials,
-        metrics={name: _mean(name, runs) for name in dict.fromkeys((NLL, BITS, SPEED, *config.metrics))},
+        metrics={name: _mean(name, runs) for name in dict.fromkeys((NLL, BITS, *config.metrics))},
+        speed=statistics.fmean(speeds) if (speeds := [run.speed for run in runs if run.speed]) else None,
         sequences_error=_mean(NLL_ERROR, runs), seeds_error=standard_error(values),
         parameters=runs[0].result["parameters"]["non_embedding"],
         difference=statistics.fmean(differences) if differences else None,
@@ -137,5 +139,5 @@ def not_completed(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def _plain(row: Row) -> dict[str, Any]:
     return {"cell": row.cell, "params": row.params, "trials": row.trials, "seeds": [run.seed for run in row.runs],
             "metrics": row.metrics, "sequences_error": row.sequences_error, "seeds_error": row.seeds_error,
-            "difference": row.difference, "difference_error": row.difference_error, "parameters": row.parameters,
-            "folders": [str(run.folder) for run in row.runs]}
+            "difference": row.difference, "difference_error": row.difference_error, "speed": row.speed,
+            "parameters": row.parameters, "folders": [str(run.folder) for run in row.runs]}

@@ -27,7 +27,8 @@ class Row:
 
     def attributes(self) -> dict[str, Any]:
         """What the trial remembers, as Optuna's user attributes. The seed is no parameter: no sampler may model it."""
-        return {"row": self.index, "cell": self.cell, "arm": self.params.get(ARM), "seed": self.seed}
+        attributes = {"row": self.index, "cell": self.cell, "arm": self.params.get(ARM), "seed": self.seed}
+        return {key: value for key, value in attributes.items() if value is not None}
 
 
 def rows(config: StudyConfig) -> list[Row]:

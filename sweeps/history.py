@@ -1,5 +1,6 @@
 """What is known of a study's trials: Optuna's record of each, joined with what its folder holds."""
 
+import statistics
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +45,12 @@ class TrialRecord:
         if self.state == "complete" and self.result:
             return {"step": self.result["step"], "tokens": self.result["tokens"], **self.result["metrics"]}
         return self.reports[-1] if self.reports else {}
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second of training: the median over the run's reports."""
+        rates = [line[trial_files.SPEED] for line in self.reports if line.get(trial_files.SPEED) is not None]
+        return statistics.median(rates) if rates else None
 
     @property
     def seconds(self) -> float | None:

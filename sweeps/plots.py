@@ -10,11 +10,12 @@ from matplotlib.ticker import EngFormatter
 
 from diffusion_lm.files import atomic_path
 from sweeps.comparison import Comparison, Row
-from sweeps.trial_files import NLL, NLL_ERROR, SPEED
+from sweeps.trial_files import NLL, NLL_ERROR
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+CAUTION = "Upper bounds. Those of different processes have different slack: do not rank processes on this alone."
 BOUND = "validation bound (nats/token, lower is better)"
 
 
@@ -28,6 +29,7 @@ def write(folder: Path, comparison: Comparison, suffix: str = "") -> list[Path]:
         figure = Figure(figsize=(8, 5), layout="constrained", dpi=150)
         axes = figure.add_subplot()
         draw(axes, rows, comparison.corpus)
+        figure.supxlabel(CAUTION, fontsize=8, color="grey")
         axes.spines[["top", "right"]].set_visible(False)
         path = folder / f"{draw.__name__}{suffix}.png"
         with atomic_path(path) as temporary:
@@ -76,16 +78,16 @@ def bounds(axes: Axes, rows: list[Row], corpus: dict[str, Any]) -> None:
 def bound_against_speed(axes: Axes, rows: list[Row], corpus: dict[str, Any]) -> None:
     """The final bound against training throughput: better is down and to the right."""
     for row, colour, marker in _styled(rows):
-        if row.metrics[SPEED] is None:
+        if row.speed is None:
             continue
-        axes.errorbar(row.metrics[SPEED], row.metrics[NLL], yerr=2 * _error(row), color=colour, marker=marker,
+        axes.errorbar(row.speed, row.metrics[NLL], yerr=2 * _error(row), color=colour, marker=marker,
                       capsize=3, markersize=8, linestyle="none", label=row.cell)
     _references(axes, corpus, axes.axhline)
-    axes.set_xlim(0, 1.1 * max(row.metrics[SPEED] or 0 for row in rows) or 1)
+    axes.set_xlim(0, 1.1 * max(row.speed or 0 for row in rows) or 1)
     axes.xaxis.set_major_formatter(EngFormatter())
     axes.grid(alpha=0.3)
-    axes.set(title="Bound against training speed (better: down and right)", xlabel="training throughput (tokens/s)",
-             ylabel=BOUND)
+    axes.set(title="Bound ± 2 standard errors against training speed (better: down and right)",
+             xlabel="training throughput (tokens/s)", ylabel=BOUND)
     axes.legend(frameon=False)
 
 

@@ -8,12 +8,12 @@ from rich.table import Table
 
 from sweeps.comparison import Comparison, Row
 from sweeps.study import StudyConfig
-from sweeps.trial_files import BITS, NLL, SPEED
+from sweeps.trial_files import BITS, NLL
 
 CAUTION = ("Every bound is an upper bound on the negative log-likelihood. Bounds of different processes (masked, "
            "Gaussian, ...) have different slack: do not rank processes on the bound alone.")
 COLUMNS = ("Bound: mean over the arm's seeds. s.e.: standard error, over validation sequences of a run or over seeds. "
-           "tokens/s: in training. Parameters: without embeddings.")
+           "tokens/s: in training, median over a run. Parameters: without embeddings.")
 Column = tuple[str, Callable[[Row], str]]
 
 
@@ -58,11 +58,11 @@ def _columns(config: StudyConfig, comparison: Comparison) -> list[Column]:
     if config.baseline:
         columns.append((f"minus {config.baseline}", _difference))
     for name in config.metrics:
-        if name not in (NLL, BITS, SPEED):
+        if name not in (NLL, BITS):
             columns.append((name, lambda row, name=name: number(row.metrics[name], 3)))
     columns += [
         ("bits/byte", lambda row: number(row.metrics[BITS], 3)),
-        ("tokens/s", lambda row: number(row.metrics[SPEED])),
+        ("tokens/s", lambda row: number(row.speed)),
         ("parameters", lambda row: compact(row.parameters)),
         ("trials", lambda row: str(row.trials)),
     ]

@@ -84,7 +84,7 @@ class Worker:
         for name, value in {"git": provenance.commit(), "machine": provenance.machine()}.items():
             claim.trial.set_user_attr(name, value)
         if not (claim.folder / trial_files.TRIAL).is_file():
-            seed = claim.trial.user_attrs["seed"]
+            seed = claim.trial.user_attrs.get("seed")
             experiment_files.write_trial(self.folder.config, claim.folder, params, seed, self.experiments)
 
     def _train(self, claim: Claim, progress: Progress) -> int:
