@@ -74,11 +74,12 @@ def test_sweep_on_three_nodes_survives_a_killed_worker(cluster, submit, tiny, tm
     job = submit("SLURM/sweep.sh", study, "--root", root, options=("--array=0-2", "--cpus-per-task=8"))
 
     # Kill the first worker whose trial has a checkpoint and is not over.
-    def reporting():
-        return [path.parent for path in root.glob("study/*/report.jsonl") if not (path.parent / "result.json").exists()]
+    def under_way():
+        folders = [path.parent.parent for path in root.glob("study/*/checkpoints/last.ckpt")]
+        return [folder for folder in folders if not (folder / "result.json").exists()]
 
-    cluster.until(reporting, 120)
-    victim = reporting()[0]
+    cluster.until(under_way, 120)
+    victim = under_way()[0]
     number = int(victim.name[:4])
     os.kill(json.loads((root / "study" / "claims" / f"{number:04d}.0").read_text())["pid"], signal.SIGKILL)
 
