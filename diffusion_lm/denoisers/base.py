@@ -40,16 +40,16 @@ class DenoiserConfig:
         """The mixer of each block, from the first to the last."""
         raise NotImplementedError
 
-    def branches(self) -> int:
-        """Residual branches of the trunk: a mixer and, unless left out, an MLP per block."""
-        return len(self.mixers()) * (2 if self.mlp_expansion else 1)
+    def branches(self, d_model: int) -> int:
+        """Residual branches of the trunk: a mixer and, unless its width is 0, an MLP per block."""
+        return len(self.mixers()) * (2 if mlp_width(d_model, self.mlp_expansion) else 1)
 
     def parameters(self, d_model: int) -> int:
         """Parameters of the trunk."""
         width = mlp_width(d_model, self.mlp_expansion)
         per_block = 2 * d_model * width + d_model * (2 if width else 1)
         blocks = sum(mixer.parameters(d_model) + per_block for mixer in self.mixers())
-        return blocks + self.conditioning.parameters(d_model, self.branches())
+        return blocks + self.conditioning.parameters(d_model, self.branches(d_model))
 
     def flops_per_token(self, d_model: int, length: int) -> int:
         """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two).
