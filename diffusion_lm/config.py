@@ -85,7 +85,7 @@ def merge(old: Any, new: Any, *, root: bool = True) -> Any:
         old = {"name": old}
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return new
-    if not root and "name" in new and new["name"] != old.get("name", new["name"]):
+    if not root and "name" in new and new["name"] != old.get("name"):
         return dict(new)
     return {**old, **{key: merge(old[key], value, root=False) if key in old else value for key, value in new.items()}}
 
