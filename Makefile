@@ -64,8 +64,6 @@ quickstart: install ## the whole idea in minutes: default shards, the quickstart
 	@$(ACTIVATE) && python -m data_prep shard
 	@echo "==> sweep $(STUDY)"
 	@$(ACTIVATE) && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(QUICKSTART_THREADS)} bash SLURM/sweep.sh "$(STUDY)"
-	@echo "==> report"
-	@$(ACTIVATE) && python -m sweeps report "$(STUDY)"
 
 test: install ## the everyday tests (JOBS=2 processes; ARGS='-k name' and the like go to pytest)
 	@echo "==> everyday tests"

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
                            ".txt, .jsonl, .jsonl.gz, .jsonl.zst")  # fmt: skip
     make.add_argument("--out", type=Path, default=Path("shards/python_docs"), metavar="DIR", help="default %(default)s")
     make.add_argument("--tokenizer", default="bytes", metavar="NAME", help="default %(default)s")
-    make.add_argument("--length", type=int, default=256, metavar="L", help="tokens per sequence, default %(default)s")
+    make.add_argument("--length", type=int, default=128, metavar="L", help="tokens per sequence, default %(default)s")
     make.add_argument("--val-fraction", type=float, default=0.05, metavar="F",
                       help="share of the documents held out, by hash of their text, default %(default)s")  # fmt: skip
     make.add_argument("--records-per-shard", type=int, default=1024, metavar="N",

@@ -14,7 +14,7 @@ class TokenDataConfig:
     """Which shards, and how they are read."""
 
     path: str = "shards/python_docs"  # a folder made by `python -m data_prep shard`
-    length: int = 256  # tokens per sequence; the shards' own
+    length: int = 128  # tokens per sequence; the shards' own
     tokenizer: str = "bytes"  # the shards' own
     num_workers: int = 0  # reading processes per device; the order of the data does not depend on it
     val_sequences: int = 256  # validation sequences used at most, spread evenly over the split; 0 = all
@@ -59,7 +59,7 @@ class DatasetInfo:
     corpus_hash: str
 
     @classmethod
-    def load(cls, path: str | Path, *, tokenizer: str = "bytes", length: int = 256) -> "DatasetInfo":
+    def load(cls, path: str | Path, *, tokenizer: str = "bytes", length: int = 128) -> "DatasetInfo":
         """Read `path`/dataset.json. `tokenizer` and `length` only fill the command that an error message gives.
 
         Raises `UserError` when the folder does not exist, is not a whole dataset, or is of another version.

@@ -100,7 +100,7 @@ def test_a_folder_that_another_process_writes(refused, jsonl, texts, tmp_path):
 
 def test_inspect_and_verify_without_a_dataset(refused, tmp_path):
     (tmp_path / "empty").mkdir()
-    make = "make it: python -m data_prep shard --source python-docs --out nowhere --tokenizer bytes --length 256"
+    make = "make it: python -m data_prep shard --source python-docs --out nowhere --tokenizer bytes --length 128"
     for command in ("inspect", "verify"):
         assert f"nowhere: no such folder of shards; {make}" in refused(command, "nowhere")
         assert "empty: not a dataset (no dataset.json in it); make one in a new folder" in refused(command, "empty")
