@@ -57,16 +57,16 @@ class DiffusionModule(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         bounds, self._bounds = self._bounds, []
         per_token = self._everywhere(torch.cat([b.nll / b.tokens for b in bounds]))
-        self.log_dict(bound_metrics(per_token, self.bytes_per_token))
+        self.log_dict(bound_metrics(per_token, self.bytes_per_token), logger=False)  # the Report callback writes them
         for name in bounds[0].terms if len(bounds[0].terms) > 1 else ():
             term = self._everywhere(torch.cat([b.terms[name] / b.tokens for b in bounds]))
-            self.log(f"val_terms/{name}", term.mean())
+            self.log(f"val_terms/{name}", term.mean(), logger=False)
         curve = LevelCurve.of(
             self._everywhere(torch.cat([b.level for b in bounds])),
             self._everywhere(torch.cat([b.cross_entropy for b in bounds])),
         )
         for label, value in curve.points():
-            self.log(f"val_nll_by_noise_level/{label}", value)
+            self.log(f"val_nll_by_noise_level/{label}", value, logger=False)
 
     def configure_optimizers(self) -> dict:
         return make_optimizer(self, self.config.training)

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import lightning
 import torch
 from lightning.pytorch import Callback, Trainer
+from torch.optim import Optimizer
 
 from diffusion_lm.evaluation.text import draw_texts
 from diffusion_lm.lightning_module import DiffusionModule
@@ -82,9 +83,13 @@ class Scalars(Callback):
     def __init__(self, every: int) -> None:
         self.every = every
         self._step = -1
+        self._lr = 0.0
 
     def on_train_start(self, trainer: Trainer, module: DiffusionModule) -> None:
         self._step = trainer.global_step
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: DiffusionModule, optimizer: Optimizer) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]
 
     def on_train_batch_end(self, trainer: Trainer, module: DiffusionModule, *_: Any) -> None:
         if trainer.global_step == self._step:
@@ -93,11 +98,12 @@ class Scalars(Callback):
         passes, module.scalars = module.scalars, []
         if self._step % self.every == 0:
             means = {name: torch.stack([scalars[name] for scalars in passes]).mean() for name in passes[0]}
-            trainer.logger.log_metrics({**means, "train/grad_norm": module.grad_norm}, self._step - 1)
+            means |= {"train/grad_norm": module.grad_norm, "train/lr": self._lr}
+            trainer.logger.log_metrics(means, self._step)
 
 
 class Report(Callback):
-    """One line in report.jsonl and on the terminal per validation, and one sample file."""
+    """Each validation's numbers: a line in report.jsonl and on the terminal, and TensorBoard's scalars."""
 
     def __init__(self, run: Run, tokens_per_step: int) -> None:
         self.run, self.tokens_per_step = run, tokens_per_step
@@ -107,6 +113,7 @@ class Report(Callback):
             return
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val", "throughput"))}
         step = trainer.global_step
+        trainer.logger.log_metrics(metrics, step)
         self.run.append_report({"step": step, "tokens": step * self.tokens_per_step, **metrics})
         print(
             f"step {step:>6}  val/nll {metrics['val/nll']:.4f} ± {metrics['val/nll_se']:.4f} nats/token  "
@@ -153,5 +160,5 @@ class Throughput(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         if self.steps:
             rate = self.steps * self.tokens_per_step / self.seconds
-            module.log("throughput/tokens_per_second", rate, rank_zero_only=True)
+            module.log("throughput/tokens_per_second", rate, rank_zero_only=True, logger=False)
         self.seconds, self.steps = 0.0, 0

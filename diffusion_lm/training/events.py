@@ -10,10 +10,9 @@ from torch.utils.tensorboard.summary import hparams
 
 
 class Events(TensorBoardLogger):
-    """Scalars, texts and the row of the hyper-parameter table.
+    """Scalars, texts and the row of the hyper-parameter table; step k is the state after k updates, as in report.jsonl.
 
-    Step k is the state after k updates, as in report.jsonl; Lightning counts updates from 0 and adds an epoch, of which
-    there is one. What an earlier process logged after step `resumed_at` is hidden: it is done again.
+    What an earlier process logged after step `resumed_at` is hidden: it is done again.
     """
 
     def __init__(self, folder: Path, resumed_at: int) -> None:
@@ -24,10 +23,6 @@ class Events(TensorBoardLogger):
         writer = super().experiment
         writer.purge_step = None  # said in the first file; one that is opened later would hide this process's own
         return writer
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log scalars at Lightning's number of a step."""
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step + 1)
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], metrics: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ def finish(
     metrics = reports[max(reports)] if reports else {}
     if status == FINISHED:
         final = {f"hp/val_{name}": metrics[f"val/{name}"] for name in ("nll", "bpb")}
-        trainer.logger.log_metrics(final, config.training.steps - 1)
+        trainer.logger.log_metrics(final, config.training.steps)
         trainer.logger.save()
     samples = run.folder / "samples.txt"
     earlier = (run.result() or {}).get("seconds", 0.0)

@@ -55,7 +55,8 @@ class Run:
                 f"{self.folder}: cannot write to the run folder ({error.strerror}); give another with run=DIR"
             ) from None
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # not flock: a process that reads data would inherit that, and hold it for seconds after we are killed
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
                 f"{self.folder} is in use by another process; wait for it, or give another folder with run=DIR"

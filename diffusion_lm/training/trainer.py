@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -86,7 +86,6 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
             Throughput(tokens_per_step),
             Samples(run, training.samples),
             *average,
-            LearningRateMonitor("step"),
             Scalars(training.log_every),
             Report(run, tokens_per_step),
             checkpoints,  # the last: what a checkpoint has passed is never logged again
