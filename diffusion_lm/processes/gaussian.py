@@ -26,10 +26,10 @@ class GaussianConfig:
     """ln(alpha / (1 - alpha)) at t = 1; the prior term is about D exp(log_snr_min) / 2 nats per token."""
 
     def __post_init__(self) -> None:
-        if not -40 <= self.log_snr_min < self.log_snr_max <= 40:
+        if not -40 <= self.log_snr_min < self.log_snr_max <= 30:
             raise ValueError(
                 f"log-SNR range: got {self.log_snr_min} to {self.log_snr_max}, expected "
-                "-40 <= log_snr_min < log_snr_max <= 40"
+                "-40 <= log_snr_min < log_snr_max <= 30"
             )
 
 
