@@ -9,6 +9,10 @@ class UserError(ValueError):
     """Bad input by a person. Its text is one line; command lines print it and exit with status 2."""
 
 
+class DiskError(Exception):
+    """The disk took no more. Its text is one line; command lines print it and exit with status 1."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """The tail of a message about an unknown word: ``; did you mean 'mamba'?`` or nothing."""
     close = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.6)
@@ -22,11 +26,12 @@ def unknown(what: str, got: str, options: Iterable[str]) -> UserError:
 
 
 def run_command(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    """Run a command line: a `UserError` becomes one line on standard error and exit status 2, Ctrl-C status 130."""
+    """Run a command line: a `UserError` becomes one line on standard error and exit status 2, a `DiskError` one line
+    and status 1; Ctrl-C gives status 130."""
     try:
         return main(argv) or 0
     except KeyboardInterrupt:
         return 130
-    except UserError as error:
+    except (UserError, DiskError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1

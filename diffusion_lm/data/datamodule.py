@@ -1,6 +1,7 @@
 """Shards to batches, for Lightning: an endless training loader that starts where the optimiser stands, and a fixed
 validation set. The only state is the optimiser's step."""
 
+import signal
 from collections.abc import Iterator
 
 import lightning
@@ -108,6 +109,7 @@ class TokenDataModule(lightning.LightningDataModule):
             _Rows(self._open(split)),
             batch_sampler=batches,
             collate_fn=_as_is,
+            worker_init_fn=_leave_signals_to_the_trainer,
             num_workers=self.config.num_workers,
             persistent_workers=self.config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -148,3 +150,9 @@ class _Rows:
 
 def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return batch
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to the whole process group must not end the readers before the trainer has written its checkpoint."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,5 +1,6 @@
 """Training one experiment in one run folder: start, resume, stop, finish."""
 
+import errno
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ import torch
 from diffusion_lm.config import differences
 from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps
 from diffusion_lm.data.info import DatasetInfo, data_facts
-from diffusion_lm.errors import UserError
+from diffusion_lm.errors import DiskError, UserError
 from diffusion_lm.experiment import ExperimentConfig, to_dict, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.callbacks import Checkpoints, Stopped
@@ -75,9 +76,17 @@ def train(config: ExperimentConfig, run: Run) -> int:
                 return 0
             run.check(module.config)
             resumed_at = read_checkpoint(run, module.config)["global_step"] if run.checkpoint.is_file() else 0
-            run.save_config(module.config)
-            run.stop_file.unlink(missing_ok=True)
-            return _fit(module, run, info, resumed_at, stop)
+            try:
+                run.save_config(module.config)
+                run.stop_file.unlink(missing_ok=True)
+                return _fit(module, run, info, resumed_at, stop)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                raise DiskError(
+                    f"{run.folder}: {error.strerror}; make room, then repeat the command: it goes on from the last "
+                    "checkpoint"
+                ) from None
 
 
 def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, stop: StopSignal) -> int:

@@ -28,8 +28,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or absent: temporary name, fsync, rename."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with atomic_path(path) as temporary:
-            torch.save(checkpoint, temporary)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # torch's own, about positions in the file, after what the disk said
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 @contextmanager
