@@ -74,7 +74,8 @@ class Checkpoints(Callback):
 
 
 class Scalars(Callback):
-    """Logs the training scalars of every so many steps, each the mean over the step's forward passes.
+    """Logs the training scalars of every so many steps, each the mean over the step's forward passes
+    on all devices.
 
     Lightning's own `log` writes them after all callbacks, when the step's checkpoint exists already: a process that
     ends in between would leave a gap in the curves.
@@ -97,9 +98,11 @@ class Scalars(Callback):
         self._step = trainer.global_step
         passes, module.scalars = module.scalars, []
         if self._step % self.every == 0:
-            means = {name: torch.stack([scalars[name] for scalars in passes]).mean() for name in passes[0]}
-            means |= {"train/grad_norm": module.grad_norm, "train/lr": self._lr}
-            trainer.logger.log_metrics(means, self._step)
+            means = torch.stack([torch.stack(list(scalars.values())) for scalars in passes]).mean(0)
+            means = trainer.strategy.reduce(means, reduce_op="mean")  # over the devices
+            scalars = dict(zip(passes[0], means))
+            scalars |= {"train/grad_norm": module.grad_norm, "train/lr": self._lr}
+            trainer.logger.log_metrics(scalars, self._step)
 
 
 class Report(Callback):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
 from diffusion_lm.experiment import ExperimentConfig, load, save, to_dict
@@ -46,7 +48,10 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder. Raises `UserError` when another process does."""
+        """Hold the folder, for all of a run's devices. Raises `UserError` when another process does."""
+        if rank_zero_only.rank:
+            yield
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)

@@ -109,8 +109,9 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
         if training.steps not in run.reports():
             trainer.validate(module, data, verbose=False)
     status = checkpoints.stopped or FINISHED
-    if trainer.is_global_zero:
-        finish(run, info, module, trainer, status, time.monotonic() - began)
+    if not trainer.is_global_zero:
+        return 0  # the first device speaks for all; Lightning kills it when another ends with a status of its own
+    finish(run, info, module, trainer, status, time.monotonic() - began)
     return 128 + signal.SIGINT if stop.number == signal.SIGINT and status == INTERRUPTED else EXIT_CODES[status]
 
 

@@ -51,6 +51,7 @@ def quiet() -> Iterator[None]:
                 "LeafSpec",
                 "PossibleUserWarning",
                 "lr_scheduler.step",
+                "sync_dist",
             ):
                 warnings.filterwarnings("ignore", f"(?s).*{hint}.*")
             yield
@@ -70,6 +71,8 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
         accelerator="gpu" if training.accelerator == "cuda" else "cpu",
         devices=training.devices,
         num_nodes=training.num_nodes,
+        # a step without prompts leaves out the parameters that only prompts use
+        strategy="ddp_find_unused_parameters_true" if training.devices * training.num_nodes > 1 else "auto",
         precision=PRECISION[training.precision],
         max_steps=training.steps,
         max_epochs=-1,
