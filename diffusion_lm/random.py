@@ -56,7 +56,7 @@ class Noise:
         return replace(self, draw=draw)
 
     def uniform(self, stream: Stream, *shape: int) -> Float[Tensor, "B *n"]:
-        """Uniform float64 in the open interval (0, 1), multiples of 2^-53 moved by half a step and rounded. [B, *shape]"""
+        """Uniform float64 in the open interval (0, 1): multiples of 2^-53 moved by half a step, rounded. [B, *shape]"""
         pairs = self._words(stream, (prod(shape) + 1) // 2).unflatten(-1, (2, 2))
         bits = (pairs[..., 0] >> 5) * 2**26 + (pairs[..., 1] >> 6)
         values = ((bits.to(torch.float64) + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)  # the last one rounds to 1
