@@ -59,7 +59,9 @@ def test_a_tree_is_made_of_plain_values(folder, name):
     def plain(value) -> bool:
         if isinstance(value, dict):
             return all(isinstance(k, str) and plain(v) for k, v in value.items())
-        return value is None or type(value) in (int, float, bool, str) or (type(value) is list and all(map(plain, value)))
+        return (
+            value is None or type(value) in (int, float, bool, str) or (type(value) is list and all(map(plain, value)))
+        )
 
     assert plain(to_tree(config_class(folder, name)()))
 
@@ -81,7 +83,9 @@ def test_a_value_of_the_wrong_type_is_told(folder, name):
             with pytest.raises(UserError, match=f"^here.{key}: got 'many', expected {type(value).__name__} "):
                 from_tree(cls, {key: "many"}, "here")
         if is_dataclass(value):
-            with pytest.raises(UserError, match=f"^here.{key}: no variant 'many'; expected one of {name_of(value)[0]}?"):
+            with pytest.raises(
+                UserError, match=f"^here.{key}: no variant 'many'; expected one of {name_of(value)[0]}?"
+            ):
                 from_tree(cls, {key: "many"}, "here")
             with pytest.raises(UserError, match=f"^here.{key}: got 3, expected a variant's name or its keys"):
                 from_tree(cls, {key: 3}, "here")
@@ -91,7 +95,7 @@ def test_the_folder_is_the_registry():
     assert "__init__" not in variants("mixers")
     assert "base" not in variants("mixers")
     assert {"attention", "mamba2", "bidirectional"} <= set(variants("mixers"))
-    with pytest.raises(UserError, match="^mixers: no variant 'mamba22'; expected one of .*; did you mean 'mamba2'"):
+    with pytest.raises(UserError, match=r"^mixers: no variant 'mamba22'; expected one of .*; did you mean 'mamba2'"):
         config_class("mixers", "mamba22")
 
 
@@ -106,9 +110,9 @@ def test_a_tree_that_is_no_mapping_is_told():
 
 
 def test_what_a_config_refuses_is_told_with_its_place():
-    with pytest.raises(UserError, match="^denoiser: n_layers: got 0, expected at least 1$"):
+    with pytest.raises(UserError, match=r"^denoiser: n_layers: got 0, expected at least 1$"):
         from_tree(config_class("denoisers", "mamba"), {"n_layers": 0}, "denoiser")
-    with pytest.raises(UserError, match="^denoiser.mixer: inner: got attention, which sees both directions already"):
+    with pytest.raises(UserError, match=r"^denoiser.mixer: inner: got attention, which sees both directions already"):
         from_tree(config_class("denoisers", "mamba"), {"mixer": {"inner": "attention"}}, "denoiser")
 
 

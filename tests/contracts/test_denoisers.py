@@ -71,7 +71,7 @@ def test_parameters_are_predicted(denoiser, conditioning, mlp_expansion):
 @torch.no_grad()
 @pytest.mark.parametrize(("denoiser", "conditioning"), PAIRS)
 def test_operations_are_predicted_up_to_a_cost_per_row(denoiser, conditioning):
-    """Matrix products: per position exactly, and per row (the conditioning's) at most two uses of each of its weights."""
+    """Matrix products: per position exactly, and per row (the conditioning's) at most two uses of each weight."""
     config = config_of(denoiser, conditioning)
     trunk, rest = denoiser_of(config), {}
     for length in (64, 192):

@@ -61,7 +61,9 @@ def compare(name: str, values: list, chunk_size: int) -> None:
 
 @pytest.mark.parametrize("name", USABLE)
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize(("length", "chunk_size"), [(1, 4), (5, 8), (8, 4), (13, 4), (13, 5), (17, 16), (9, 1), (12, 12)])
+@pytest.mark.parametrize(
+    ("length", "chunk_size"), [(1, 4), (5, 8), (8, 4), (13, 4), (13, 5), (17, 16), (9, 1), (12, 12)]
+)
 def test_equals_the_recurrence_with_its_gradients(name, groups, length, chunk_size):
     compare(name, inputs(length, groups), chunk_size)
 
@@ -139,5 +141,5 @@ def test_auto_is_the_usable_kernel_of_highest_priority(monkeypatch):
 
 
 def test_an_unknown_kernel_is_refused():
-    with pytest.raises(UserError, match="kernels: no variant 'torhc'; expected one of .*; did you mean 'torch'"):
+    with pytest.raises(UserError, match=r"kernels: no variant 'torhc'; expected one of .*; did you mean 'torch'"):
         choose_kernel("torhc", "cpu")

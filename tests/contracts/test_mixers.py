@@ -92,7 +92,7 @@ def test_parameters_are_predicted(config, d_model):
 @torch.no_grad()
 @pytest.mark.parametrize("length", [16, 64, 128, 192])
 def test_operations_are_predicted(config, length):
-    """Matrix products, exactly. Lengths are whole chunks or less than one: a rest is padded to a chunk, which costs more."""
+    """Matrix products, exactly. Lengths are whole chunks or less than one: a rest is padded, which costs more."""
     mixer = mixer_of(config)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         mixer(hidden(length))

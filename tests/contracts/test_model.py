@@ -6,7 +6,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lm.config import config_class, part_class, variants
-from diffusion_lm.model import DenoisingModel, ModelConfig, embedding_parameters, model_flops_per_token, model_parameters
+from diffusion_lm.model import (
+    DenoisingModel,
+    ModelConfig,
+    embedding_parameters,
+    model_flops_per_token,
+    model_parameters,
+)
 from diffusion_lm.noisy import Noisy
 
 PROCESSES, LENGTH = variants("processes"), 8
@@ -33,7 +39,9 @@ def noisy_batch(process, model, tools, t: float = 0.5, rows: int = 3, given: tor
 
 def configs() -> list[ModelConfig]:
     return [ModelConfig(d_model=64, embedding_dim=4, pad_vocabulary_to=padding) for padding in (1, 8)] + [
-        ModelConfig(d_model=64, embedding_dim=6, output_prior=False), ModelConfig(d_model=64, local_estimate=False)]
+        ModelConfig(d_model=64, embedding_dim=6, output_prior=False),
+        ModelConfig(d_model=64, local_estimate=False),
+    ]
 
 
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
@@ -70,7 +78,9 @@ def test_parameters_are_predicted(process, denoiser):
 def test_operations_outside_the_trunk_are_predicted(process, tools):
     """Matrix products of model minus trunk; the trunk's own are in test_denoisers."""
     for config in configs():
-        trunk = config_class("denoisers", "transformer")(n_layers=1, conditioning=config_class("conditioning", "none")())
+        trunk = config_class("denoisers", "transformer")(
+            n_layers=1, conditioning=config_class("conditioning", "none")()
+        )
         model = DenoisingModel(config, trunk, process)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model(noisy_batch(process, model, tools, rows=1))

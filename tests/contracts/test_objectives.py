@@ -156,7 +156,7 @@ def test_other_positions_are_scored(pair, tools, recorder):
 
     objective(Watched(model), batch).loss.backward()
     for given, logits in seen:
-        reached = (logits.grad.abs().sum(-1) > 0)
+        reached = logits.grad.abs().sum(-1) > 0
         assert not reached[given].any()
         assert reached[~given].float().mean() > 0.2
 
@@ -175,7 +175,7 @@ def test_training_nll_averages_to_the_bound(pair, tools):
     name, process = pair
     model = tools.small_model(process)
     tools.shaken(model.head, size=0.3)
-    rows, batch = 6000, batch_of(6000, seed=3)
+    rows, batch = 4000, batch_of(4000, seed=3)
     objective = tools.objective_of(name, process, global_batch=rows, **all_weights(name))
     trained = objective(model, batch).nll.double()
     bound = objective.bound(model, batch, tools.rows_noise(rows, seed=5), 4).nll.double()
@@ -259,5 +259,5 @@ def test_likelihoods_are_float32_whatever_the_networks_precision(pair, tools, re
 @pytest.mark.parametrize("name", variants("objectives"))
 def test_wrong_numbers_are_refused(name):
     for field in fields(config_class("objectives", name)):
-        with pytest.raises(ValueError, match="got .*expected"):
+        with pytest.raises(ValueError, match=r"got .*expected"):
             build(config_class("objectives", name)(**{field.name: -1.0}), None, None, None)

@@ -157,7 +157,9 @@ def test_reverse_keeps_the_state_when_no_time_passes(process, tools):
     tokens = SENTENCE.expand(20, LENGTH)
     table, noise = tools.circle(process.symbols, DIMENSIONS), tools.rows_noise(20)
     x_t = process.corrupt(process.encode(tokens, table), column(0.6, 20), noise)
-    same = process.reverse(x_t, point_mass(process, tokens), column(0.6, 20), column(0.6, 20), table).sample(noise.at(1))
+    same = process.reverse(x_t, point_mass(process, tokens), column(0.6, 20), column(0.6, 20), table).sample(
+        noise.at(1)
+    )
     torch.testing.assert_close(same, x_t)
 
 

@@ -66,8 +66,14 @@ def test_given_positions_stay_and_condition_the_others(pair, tools, given):
     prompt, given = torch.tensor([[1, 2]]), torch.tensor([given])
     matches = ((sequences == prompt) | ~given).all(1)
     conditional = torch.where(matches, probabilities, 0.0)
-    sample = generate(build(config(num_steps=STEPS), process), tools.Oracle(process, sequences, probabilities),
-                      tools.rows_noise(1500, seed=2), LENGTH, prompt.expand(1500, -1), given.expand(1500, -1))
+    sample = generate(
+        build(config(num_steps=STEPS), process),
+        tools.Oracle(process, sequences, probabilities),
+        tools.rows_noise(1500, seed=2),
+        LENGTH,
+        prompt.expand(1500, -1),
+        given.expand(1500, -1),
+    )
     assert ((sample.tokens == prompt) | ~given).all()
     assert tools.chi_square(counts(sequences, sample.tokens), conditional / conditional.sum()) > 1e-4
 
@@ -124,8 +130,14 @@ def test_everything_given_comes_back(pair, tools):
     config, process = pair
     prompt = torch.tensor([[2, 1], [0, 0]])
     oracle = tools.Oracle(process, *tools.factorised(4, LENGTH))
-    sample = generate(build(config(num_steps=3), process), oracle, tools.rows_noise(2), LENGTH, prompt,
-                      torch.ones(2, 2, dtype=torch.bool))
+    sample = generate(
+        build(config(num_steps=3), process),
+        oracle,
+        tools.rows_noise(2),
+        LENGTH,
+        prompt,
+        torch.ones(2, 2, dtype=torch.bool),
+    )
     assert torch.equal(sample.tokens, prompt)
 
 

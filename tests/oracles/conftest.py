@@ -68,12 +68,14 @@ class MaskedTable(DenoisingModel):
 
 
 class GaussianPosterior(DenoisingModel):
-    """The exact p(x_0^i | x_t) of a source whose tokens are vectors, by Bayes' rule; `sharpness` 1 is right, others wrong.
+    """The exact p(x_0^i | x_t) of a source whose tokens are vectors, by Bayes' rule. With a `sharpness` but 1, wrong.
 
     ends: (log_snr_max, log_snr_min), between which the noise level runs linearly from 0 to 1.
     """
 
-    def __init__(self, source: Source, vectors: torch.Tensor, ends: tuple[float, float], sharpness: float = 1.0) -> None:
+    def __init__(
+        self, source: Source, vectors: torch.Tensor, ends: tuple[float, float], sharpness: float = 1.0
+    ) -> None:
         torch.nn.Module.__init__(self)
         self.source, self.vectors, self.ends, self.sharpness = source, vectors, ends, sharpness
 
@@ -114,5 +116,10 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
 @pytest.fixture(scope="session")
 def toy() -> SimpleNamespace:
     """Everything above."""
-    return SimpleNamespace(Source=Source, MaskedTable=MaskedTable, GaussianPosterior=GaussianPosterior, polygon=polygon,
-                           chi_square=chi_square)
+    return SimpleNamespace(
+        Source=Source,
+        MaskedTable=MaskedTable,
+        GaussianPosterior=GaussianPosterior,
+        polygon=polygon,
+        chi_square=chi_square,
+    )

@@ -1,7 +1,7 @@
 """The Gaussian objective on toy sources of token vectors in the plane, against numerical integration.
 
-With the exact posterior, reconstruction + diffusion + prior = H(x) + KL(q(z_1) || N(0, I)): the diffusion integral of the
-least squared error is I(x; z_0) - I(x; z_1) (Guo, Shamai and Verdu 2005), reconstruction is H(x | z_0).
+With the exact posterior, reconstruction + diffusion + prior = H(x) + KL(q(z_1) || N(0, I)): the diffusion integral of
+the least squared error is I(x; z_0) - I(x; z_1) (Guo, Shamai and Verdu 2005), reconstruction is H(x | z_0).
 """
 
 import math
@@ -31,7 +31,9 @@ def process_of(ends: tuple[float, float] = ENDS, schedule: str = "cosine") -> Ga
 
 
 def objective(process: Gaussian, global_batch: int = 8, **weights: float) -> GaussianBound:
-    return GaussianBound(GaussianBoundConfig(**weights), process, PromptConfig(fraction=0.0), TrainingNoise(0, global_batch))
+    return GaussianBound(
+        GaussianBoundConfig(**weights), process, PromptConfig(fraction=0.0), TrainingNoise(0, global_batch)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_the_integrals_themselves_give_entropy_and_divergence(toy, source):
 
 @pytest.fixture
 def hermite(monkeypatch):
-    """Let normal noise be the nodes of Gauss and Hermite's rule, row after row. Returns (rows per token, their weights)."""
+    """Let normal noise be the nodes of Gauss and Hermite's rule. Returns (rows per token, their weights)."""
     node, weight = (torch.as_tensor(v) for v in numpy.polynomial.hermite_e.hermegauss(36))
     eps = torch.cartesian_prod(node, node).unsqueeze(1)
     weights = torch.cartesian_prod(weight, weight).prod(1) / (2 * math.pi)
@@ -121,7 +123,9 @@ def test_the_bound_is_the_integral_of_every_term(monkeypatch, hermite, model, so
     """Through `bound` itself, with quadrature for noise and levels: to 1e-3 nats."""
     many, weight = hermite
     middles = (torch.arange(96, dtype=torch.float64) + 0.5) / 96
-    monkeypatch.setattr(objective_module, "stratified_levels", lambda noise, draws: middles.expand(len(noise.position), -1))
+    monkeypatch.setattr(
+        objective_module, "stratified_levels", lambda noise, draws: middles.expand(len(noise.position), -1)
+    )
     batch, p = rows_of(source, many)
     bound = objective(process_of(schedule=schedule)).bound(model, batch, Noise(0, batch.position), 96)
     share = p * weight.repeat(V)
@@ -163,7 +167,9 @@ def test_the_training_nll_is_the_integral_over_time(hermite, model, source, want
 
 def test_the_training_loss_is_the_weighted_sum(model, source):
     batch = Batch(source.draw(64), torch.arange(64))
-    parts = [objective(process_of(), cross_entropy=c, bound=b)(model, batch) for c, b in ((1.0, 0.0), (0.0, 1.0), (0.5, 3.0))]
+    parts = [
+        objective(process_of(), cross_entropy=c, bound=b)(model, batch) for c, b in ((1.0, 0.0), (0.0, 1.0), (0.5, 3.0))
+    ]
     torch.testing.assert_close(parts[0].loss, parts[0].terms["cross_entropy"], check_dtype=False)
     torch.testing.assert_close(parts[1].loss, parts[1].nll.sum() / 64)
     torch.testing.assert_close(parts[2].loss, 0.5 * parts[0].loss + 3 * parts[1].loss)
@@ -176,8 +182,11 @@ def test_the_bound_of_two_dependent_tokens_is_their_entropy(toy, ends):
     rows = 12_000
     model = toy.GaussianPosterior(source, toy.polygon(V, 2) * 2**0.5, ends)  # norm 2: D = 4 would have it
     model.vectors = torch.cat((model.vectors, torch.zeros(V, 2, dtype=torch.float64)), 1)
-    nll = objective(process_of(ends)).bound(model, Batch(source.draw(rows), torch.arange(rows)),
-                                            Noise(11, torch.arange(rows)), 8).nll
+    nll = (
+        objective(process_of(ends))
+        .bound(model, Batch(source.draw(rows), torch.arange(rows)), Noise(11, torch.arange(rows)), 8)
+        .nll
+    )
     error = float(nll.std()) / rows**0.5
     assert error < 0.03
     assert abs(float(nll.mean()) - source.entropy) < 4 * error + 0.005
@@ -205,7 +214,7 @@ def test_the_bound_is_above_the_models_own_log_likelihood(toy, source):
 
 def chain_law(model, steps: int) -> torch.Tensor:
     """p(x) of the ancestral chain over a grid of the plane, the reverse step written here a second time. [V]"""
-    z, cell = plane(0.2, 4.4)
+    z, _ = plane(0.2, 4.4)
     alphas = torch.sigmoid(torch.linspace(ENDS[1], ENDS[0], steps + 1, dtype=torch.float64))
     law = torch.exp(-z.square().sum(1) / 2)
     law /= law.sum()

@@ -43,8 +43,12 @@ def wrong(toy):
 
 def objective(schedule: str = "log_linear", t_min: float = 1e-3, global_batch: int = 8) -> MaskedBound:
     alpha = LogLinear(LogLinearConfig(eps=EPS)) if schedule == "log_linear" else Cosine(CosineConfig(s=S))
-    return MaskedBound(MaskedBoundConfig(t_min=t_min), Masked(MaskedConfig(), alpha, V), PromptConfig(fraction=0.0),
-                       TrainingNoise(0, global_batch))
+    return MaskedBound(
+        MaskedBoundConfig(t_min=t_min),
+        Masked(MaskedConfig(), alpha, V),
+        PromptConfig(fraction=0.0),
+        TrainingNoise(0, global_batch),
+    )
 
 
 def surprise(model, source, mask: torch.Tensor) -> torch.Tensor:
@@ -74,7 +78,7 @@ def expected(source, values: torch.Tensor) -> float:
 
 
 def every_count_with_every_mask(monkeypatch, process) -> int:
-    """Let row r of a batch take, of the masks of its count, number r mod how many there are. Returns rows per sequence."""
+    """Let row r take, of the masks of its count, number r mod how many there are. Returns rows per sequence."""
 
     def chosen(x, count, noise):
         out = x.clone()
@@ -88,7 +92,7 @@ def every_count_with_every_mask(monkeypatch, process) -> int:
 
 
 def enumerated_bound(monkeypatch, model, source) -> torch.Tensor:
-    """`objective.bound` of every sequence, its masks enumerated: L strata are one draw per number of masked tokens. [S]"""
+    """`objective.bound` of every sequence, masks enumerated: L strata are one draw per number of masked tokens. [S]"""
     loss = objective()
     many = every_count_with_every_mask(monkeypatch, loss.process)
     tokens = source.sequences.repeat_interleave(many, 0)
@@ -171,7 +175,7 @@ class Fixed:
 @pytest.mark.parametrize("t_min", [1e-3, 0.2])
 @pytest.mark.parametrize("predictor", ["exact", "wrong"])
 def test_the_training_estimators_expectation(monkeypatch, request, source, schedule, t_min, predictor):
-    """All sequences x masks x Gauss-Legendre times, through `forward`: int du / u over u = 1 - alpha(t), t in [t_min, 1].
+    """All sequences x masks x Gauss-Legendre times, through `forward`: int du / u, u = 1 - alpha(t), t in [t_min, 1].
 
     t is uniform in [t_min, 1], so the weight -alpha' / (1 - alpha) overcounts the cut range by 1 / (1 - t_min).
     """
@@ -209,7 +213,7 @@ def test_the_training_estimators_own_draws_agree(source, exact, schedule):
 
 
 def test_the_cut_of_the_paper_is_small_and_known(source, exact):
-    """MDLM's range [1e-3, 1] with log_linear: what training's number leaves out, to leading order eps ln V and the like."""
+    """MDLM's range [1e-3, 1] with log_linear: what training's number leaves out is a few thousandths."""
     cut = expected(source, integral(exact, source, (1 - EPS) * 1e-3, 1 - EPS)) / 0.999
     assert 0 < abs(source.entropy - cut) < 0.006 * source.entropy
 

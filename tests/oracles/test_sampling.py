@@ -23,8 +23,9 @@ def source(toy):
 
 def apart(source) -> torch.Tensor:
     """The product of the source's marginals: what two tokens that were drawn at once follow. [S]"""
-    marginal = torch.stack([torch.stack([source.probabilities[source.sequences[:, i] == v].sum() for v in range(V)])
-                            for i in range(L)])
+    marginal = torch.stack(
+        [torch.stack([source.probabilities[source.sequences[:, i] == v].sum() for v in range(V)]) for i in range(L)]
+    )
     return marginal[torch.arange(L), source.sequences].prod(1)
 
 
