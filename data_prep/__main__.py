@@ -5,16 +5,8 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
 
-from diffusion_lm.errors import UserError, run_command
-
-
-class _Parser(argparse.ArgumentParser):
-    """Bad arguments are one line, like every other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+from diffusion_lm.errors import Parser, run_command
 
 
 def shard(options: argparse.Namespace) -> None:
@@ -47,7 +39,7 @@ def verify(options: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    root = _Parser(prog="python -m data_prep", description=__doc__)
+    root = Parser(prog="python -m data_prep", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     make = commands.add_parser("shard", help="turn documents into WebDataset shards", description=shard.__doc__)

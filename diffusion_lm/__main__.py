@@ -5,12 +5,12 @@ import os
 import sys
 from importlib import import_module
 
-from diffusion_lm.errors import run_command
+from diffusion_lm.errors import Parser, run_command
 
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their arguments; nothing heavy is imported for --help."""
-    root = argparse.ArgumentParser(prog="python -m diffusion_lm", description=__doc__)
+    root = Parser(prog="python -m diffusion_lm", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         "run=DIR names the run folder; other key=value pairs override the config.",
     )
     train.add_argument("experiment")
-    train.add_argument("overrides", nargs="*", metavar="key=value")
+    train.add_argument("overrides", nargs="*", default=[], metavar="key=value")
 
     evaluate = commands.add_parser("evaluate", help="the likelihood bound of a run, with its standard error")
     evaluate.add_argument("run", help="a run folder")
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="draw text from a run")
     generate.add_argument("run", help="a run folder")
     generate.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of the sampler: num_steps=64, name=ddim, ..."
+        "overrides", nargs="*", default=[], metavar="key=value", help="of the sampler: num_steps=64, name=ddim, ..."
     )
     generate.add_argument("--count", type=int, default=1, help="number of texts")
     generate.add_argument("--length", type=int, default=0, help="tokens per text (the training length by default)")
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "describe", help="parts, parameters, FLOPs per token and tokens planned of an experiment"
     )
     describe.add_argument("experiment")
-    describe.add_argument("overrides", nargs="*", metavar="key=value")
+    describe.add_argument("overrides", nargs="*", default=[], metavar="key=value")
 
     for command in (train, evaluate, generate, describe):
         command.add_argument("--json", action="store_true", help="print one JSON object for programs")
@@ -58,7 +58,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Parse and run one command; returns the exit status."""
-    arguments = parser().parse_args(argv)
+    root = parser()
+    arguments, more = root.parse_known_args(argv)
+    if any(text.startswith("-") for text in more) or (more and "overrides" not in arguments):
+        root.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # argparse takes positional arguments in one go; here key=value may also follow an option
+        arguments.overrides += more
     # OpenMP threads that wait must sleep, not spin: on cores shared with other jobs spinning made a step 3 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return import_module(f"diffusion_lm.commands.{arguments.command}").run(arguments)

@@ -126,7 +126,7 @@ def _part_from_tree(metadata: Mapping[str, Any], value: Any, place: str) -> Any:
         raise UserError(f"{place}: got {value!r}, expected a variant's name or its keys")
     name = tree.get("name", metadata.get("default", "auto"))
     if name == "auto" and "default" not in metadata:
-        if len(tree) > 1:
+        if set(tree) - {"name"}:
             raise UserError(
                 f"{place}: got keys {sorted(set(tree) - {'name'})} for 'auto'; expected the variant's name "
                 f"beside them, one of {', '.join(variants(metadata['folder']))}"

@@ -60,8 +60,8 @@ class ExperimentConfig:
                 f"sampler '{name_of(self.sampler)}' cannot sample process '{process}': its step is made for "
                 f"{' or '.join(sampler.processes)}"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}, expected 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: got {self.seed}, expected 0 to {2**32 - 1}")
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_lm.config import build, to_tree
 from diffusion_lm.data.info import DatasetInfo
-from diffusion_lm.errors import UserError
+from diffusion_lm.errors import RunError, UserError
 from diffusion_lm.evaluation.levels import LevelCurve
 from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.model import DenoisingModel
@@ -52,7 +52,13 @@ class DiffusionModule(lightning.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], index: int) -> None:
         settings = self.config.evaluation
         noise = Noise(settings.seed, batch["position"])
-        self._bounds.append(self.objective.bound(self.model, Batch(**batch), noise, settings.draws))
+        bound = self.objective.bound(self.model, Batch(**batch), noise, settings.draws)
+        if not bound.nll.isfinite().all():
+            raise RunError(
+                f"{self.config.name}: the bound is no number at step {self.global_step}, training has diverged; start "
+                "again with run=NEW and a lower training.lr, or a longer training.warmup_steps"
+            )
+        self._bounds.append(bound)
 
     def on_validation_epoch_end(self) -> None:
         bounds, self._bounds = self._bounds, []

@@ -1,5 +1,6 @@
 """How a run is trained and evaluated: typed values, no behaviour."""
 
+import math
 from dataclasses import dataclass
 
 from diffusion_lm.config import choice
@@ -46,7 +47,7 @@ class TrainingConfig:
             _at_least(self, name, 1)
         for name in ("micro_batch", "warmup_steps", "weight_decay", "grad_clip", "val_every", "samples"):
             _at_least(self, name, 0)
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr: got {self.lr}, expected a positive number")
         if not 0 <= self.min_lr <= 1:
             raise ValueError(f"min_lr: got {self.min_lr}, expected 0 to 1: it is a share of lr")
@@ -75,5 +76,5 @@ class EvaluationConfig:
 
 
 def _at_least(config: object, name: str, least: int) -> None:
-    if getattr(config, name) < least:
+    if not getattr(config, name) >= least:
         raise ValueError(f"{name}: got {getattr(config, name)}, expected at least {least}")

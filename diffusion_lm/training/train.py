@@ -14,7 +14,7 @@ import torch
 from diffusion_lm.config import differences
 from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps
 from diffusion_lm.data.info import DatasetInfo, data_facts
-from diffusion_lm.errors import DiskError, UserError
+from diffusion_lm.errors import RunError, UserError
 from diffusion_lm.experiment import ExperimentConfig, to_dict, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.callbacks import Checkpoints, Stopped
@@ -83,7 +83,7 @@ def train(config: ExperimentConfig, run: Run) -> int:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                     raise
-                raise DiskError(
+                raise RunError(
                     f"{run.folder}: {error.strerror}; make room, then repeat the command: it goes on from the last "
                     "checkpoint"
                 ) from None
