@@ -6,7 +6,8 @@ With x_0_hat = softmax(logits) @ E and lambda the log-SNR,
 
 (reconstruction, prior and diffusion term; Kingma et al., arXiv 2107.00630, equation 15; Plaid, arXiv 2305.18619,
 section 3). Training minimises a weighted sum of the cross-entropy of softmax(logits) at a random time and of this
-bound; the reported bound is always the variational one, integrated over lambda on the process's log-SNR range.
+bound, in one call of the network: most rows estimate the diffusion term, some the reconstruction. The reported bound
+is always the variational one, integrated over lambda on the process's log-SNR range.
 """
 
 from dataclasses import dataclass
@@ -18,22 +19,28 @@ from diffusion_lm.noisy import Batch, Noisy
 from diffusion_lm.objectives.base import Bound, Loss, Objective, cross_entropy
 from diffusion_lm.processes.base import Prediction
 from diffusion_lm.prompts import draw_given
-from diffusion_lm.random import Noise, stratified_levels
+from diffusion_lm.random import Noise, Stream, stratified_levels
 from diffusion_lm.shapes import Float, Hidden, Tensor, Times
 
 
 @dataclass(kw_only=True, slots=True)
 class GaussianBoundConfig:
-    cross_entropy: float = 1.0
+    cross_entropy: float = 0.5
     """Weight of the cross-entropy at the drawn time."""
-    bound: float = 0.0
-    """Weight of the variational bound; above 0 each step calls the network twice, the second time at t = 0."""
+    bound: float = 0.5
+    """Weight of the variational bound."""
+    reconstruction_share: float = 0.125
+    """Share of the rows that estimate the bound's reconstruction term, at t = 0, instead of its diffusion term."""
 
     def __post_init__(self) -> None:
         if self.cross_entropy < 0 or self.bound < 0 or self.cross_entropy + self.bound == 0:
             raise ValueError(
                 f"weights: got cross_entropy {self.cross_entropy} and bound {self.bound}, expected none below 0 "
                 "and one above 0"
+            )
+        if not 0 < self.reconstruction_share < 1:
+            raise ValueError(
+                f"reconstruction_share: got {self.reconstruction_share}, expected more than 0 and less than 1"
             )
 
 
@@ -45,20 +52,24 @@ class GaussianBound(Objective):
 
     def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
         noise = self.training_noise.noise(batch)
-        t = self.training_noise.times(batch)
+        share = self.config.reconstruction_share if self.config.bound else 0.0
+        at_start = noise.uniform(Stream.RECONSTRUCT, 1) < share
+        t = self.training_noise.times(batch).masked_fill(at_start, 0.0)
         table = model.table()
         x_0 = self.process.encode(batch.tokens, table)
         given = draw_given(self.prompt, noise, batch.tokens.shape[1])
         scored = torch.ones_like(batch.tokens, dtype=torch.bool) if given is None else ~given
 
         prediction = self._predict(model, x_0, t, noise, given)
-        rate = -0.5 * (self.process.log_snr_prime(t) * torch.exp(self.process.log_snr(t))).squeeze(1)
         tokens = scored.sum(1).to(torch.float32)
-        nll = rate.to(torch.float32) * (self._squared_error(prediction, x_0, table) * scored).sum(1)
-        nll = nll + self._prior_term(x_0).to(torch.float32) * tokens
-        mean = (cross_entropy(prediction.logits, batch.tokens) * scored).sum() / tokens.sum()
-        if self.config.bound:
-            nll = nll + (self._reconstruction(model, batch, x_0, noise, given) * scored).sum(1)
+        entropy = (cross_entropy(prediction.logits, batch.tokens) * scored).sum(1)
+        error = (self._squared_error(prediction, x_0, table) * scored).sum(1)
+        rate = -0.5 * (self.process.log_snr_prime(t) * torch.exp(self.process.log_snr(t))).squeeze(1).to(torch.float32)
+        at_start = at_start.squeeze(1)
+        # each term is estimated by its own rows, scaled up by their share
+        terms = torch.where(at_start, entropy / max(share, 1e-9), rate * error / (1 - share))
+        nll = terms + self._prior_term(x_0).to(torch.float32) * tokens
+        mean = entropy.masked_fill(at_start, 0.0).sum() / (1 - share) / tokens.sum()
         loss = self.config.cross_entropy * mean + self.config.bound * nll.sum() / tokens.sum()
         return Loss(loss, nll.detach(), tokens, {"cross_entropy": mean.detach()})
 

@@ -151,18 +151,23 @@ class Fixed:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "log_linear"])
-@pytest.mark.parametrize("bound", [0.0, 1.0])
-def test_the_training_nll_is_the_integral_over_time(hermite, model, source, wanted, schedule, bound):
-    """Through `forward`: uniform t and the schedule's slope give the integral over lambda. Its reconstruction costs a
-    second call of the network, and is in the training nll only where the bound is trained on."""
+@pytest.mark.parametrize("share", [0.0, 0.125, 0.4])
+def test_the_training_nll_is_the_integral_over_time(monkeypatch, hermite, model, source, wanted, schedule, share):
+    """Through `forward`: uniform t and the schedule's slope give the integral over lambda, and the rows that are sent to
+    t = 0 give the reconstruction. Without the bound in the loss there are no such rows, and no such term."""
     many, weight = hermite
-    node, share = (torch.as_tensor(v) / 2 for v in numpy.polynomial.legendre.leggauss(48))
-    loss, total = objective(process_of(schedule=schedule), cross_entropy=1.0, bound=bound), 0.0
+    node, width = (torch.as_tensor(v) / 2 for v in numpy.polynomial.legendre.leggauss(48))
+    weights = {"cross_entropy": 1.0, "bound": float(share > 0), "reconstruction_share": share or 0.5}
+    loss = objective(process_of(schedule=schedule), **weights)
     batch, p = rows_of(source, many)
-    for t, w in zip((node + 0.5).tolist(), share.tolist(), strict=True):
-        loss.training_noise = Fixed(torch.full((len(p), 1), t, dtype=torch.float64))
-        total += w * float((p * weight.repeat(V) * loss(model, batch).nll.double()).sum())
-    assert total == pytest.approx(sum(wanted.values()) - (0 if bound else wanted["reconstruction"]), abs=2e-3)
+    total = 0.0
+    for chosen, probability in ((0.0, share), (1.0, 1 - share)):  # uniform noise below the share sends a row to t = 0
+        monkeypatch.setattr(Noise, "uniform", lambda self, *_, value=chosen: torch.full((len(self.position), 1), value))
+        for t, w in zip((node + 0.5).tolist(), width.tolist(), strict=True):
+            loss.training_noise = Fixed(torch.full((len(p), 1), t, dtype=torch.float64))
+            nll = loss(model, batch).nll.double()
+            total += probability * w * float((p * weight.repeat(V) * nll).sum())
+    assert total == pytest.approx(sum(wanted.values()) - (0 if share else wanted["reconstruction"]), abs=2e-3)
 
 
 def test_the_training_loss_is_the_weighted_sum(model, source):
@@ -172,7 +177,8 @@ def test_the_training_loss_is_the_weighted_sum(model, source):
     ]
     torch.testing.assert_close(parts[0].loss, parts[0].terms["cross_entropy"], check_dtype=False)
     torch.testing.assert_close(parts[1].loss, parts[1].nll.sum() / 64)
-    torch.testing.assert_close(parts[2].loss, 0.5 * parts[0].loss + 3 * parts[1].loss)
+    wanted = 0.5 * parts[2].terms["cross_entropy"] + 3 * parts[1].loss
+    torch.testing.assert_close(parts[2].loss, wanted, check_dtype=False)
 
 
 @pytest.mark.parametrize("ends", [(6.0, -9.0), (3.0, -7.0)])
