@@ -100,6 +100,23 @@ def test_reverse_undoes_a_step_when_the_prediction_is_right(world, tools, s, t):
         assert tools.near((back - x_s) * x_t, 0.0)
 
 
+@pytest.mark.parametrize(("s", "t"), [(0.0, 0.3), (0.2, 0.9)])
+def test_reverse_samples_have_its_law_for_any_prediction(world, tools, s, t):
+    """A prediction that contradicts what is seen, too."""
+    process, table, x_0, noise = world
+    x_t = process.corrupt(x_0[:1], column(t, 1), noise_of(5)).expand_as(x_0)
+    if process.discrete:
+        x_t = torch.where(torch.tensor([True, False, True, False]), x_0, x_t)
+    logits = torch.randn(1, LENGTH, process.symbols + 2, generator=torch.Generator().manual_seed(1)).double()
+    logits[..., VOCABULARY:] = -torch.inf
+    step = process.reverse(x_t, Prediction(logits.expand(MANY, -1, -1)), column(t), column(s), table)
+    check_law(process, tools, step.sample(noise.at(1)), step)
+
+
+def noise_of(position: int) -> Noise:
+    return Noise(0, torch.tensor([position]))
+
+
 def point_mass(process, tokens: torch.Tensor) -> Prediction:
     width = process.symbols + 2
     return Prediction(torch.nn.functional.one_hot(tokens, width).double().log())

@@ -52,6 +52,16 @@ def test_masked_marginal_and_reverse_are_bayes_rule(schedule):
     torch.testing.assert_close(step[1], torch.tensor([0, 1, 0, 0], dtype=torch.float64))
 
 
+def test_tokens_that_are_not_masked_stay_whatever_the_prediction_says(schedule):
+    process = Masked(MaskedConfig(), schedule, 3)
+    elsewhere = torch.tensor([-torch.inf, 0.0, -torch.inf, -torch.inf]).expand(50, 2, 4)
+    states = torch.tensor([[0, 3]]).expand(50, 2)
+    t, s = torch.full((50, 1), 0.9, dtype=torch.float64), torch.zeros(50, 1, dtype=torch.float64)
+    back = process.reverse(states, Prediction(elsewhere), t, s, torch.zeros(4, 1)).sample(Noise(0, torch.arange(50)))
+    assert back.tolist() == [[0, 1]] * 50
+    assert process.decode(states, Prediction(elsewhere), Noise(0, torch.arange(50))).tolist() == [[0, 1]] * 50
+
+
 def test_unmasking_rate_is_the_hazard_of_going_back(schedule):
     """-alpha' / (1 - alpha) is d/dt ln(1 - alpha)."""
     process = Masked(MaskedConfig(), schedule, 3)

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from diffusion_lm.noisy import Noisy
+from diffusion_lm.processes.base import Prediction
 from diffusion_lm.processes.gaussian import Gaussian, GaussianConfig
 from diffusion_lm.processes.masked import Masked, MaskedConfig
 from diffusion_lm.random import Noise
 from diffusion_lm.samplers.ancestral import Ancestral, AncestralConfig
-from diffusion_lm.samplers.base import generate
+from diffusion_lm.samplers.base import SamplerState, generate
+from diffusion_lm.samplers.ddim import Ddim, DdimConfig
 from diffusion_lm.schedules.cosine import Cosine, CosineConfig
 from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
 
@@ -112,3 +114,23 @@ def test_gaussian_sampling_gets_better_with_more_steps(toy, source):
         distances.append(0.5 * float((law - source.probabilities).abs().sum()))
     assert distances[0] > distances[1] + 0.02 > distances[2] + 0.02
     assert distances[2] < 0.03
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_ddim_step_has_the_mean_and_the_variance_of_its_formula(eta):
+    """Song et al., equations 12 and 16, in their letters: their alpha is ours."""
+    rows, steps, index = 20_000, 4, 1
+    process = Gaussian(GaussianConfig(log_snr_max=5.0, log_snr_min=-8.0), Cosine(CosineConfig()), V)
+    a_t, a_s = (float(process.alpha(torch.tensor([[1 - k / steps]], dtype=torch.float64))) for k in (index, index + 1))
+    table = torch.tensor([[1.0, -1.0], [0.5, 2.0], [-1.5, 0.0]], dtype=torch.float64)
+    x_t, p = torch.tensor([0.7, -0.4], dtype=torch.float64), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    state = SamplerState(x_t.expand(rows, 1, 2), torch.full((rows,), index), Noise(0, torch.arange(rows)), table)
+    said = Prediction(p.log().expand(rows, 1, V))
+    after = Ddim(DdimConfig(num_steps=steps, eta=eta), process).step(state, lambda x, t: said)
+    x_0 = p @ table
+    sigma = eta * ((1 - a_s) / (1 - a_t)) ** 0.5 * (1 - a_t / a_s) ** 0.5
+    direction = (1 - a_s - sigma**2) ** 0.5 * (x_t - a_t**0.5 * x_0) / (1 - a_t) ** 0.5
+    drawn = after.x[:, 0]
+    assert (after.index == index + 1).all()
+    assert ((drawn.mean(0) - a_s**0.5 * x_0 - direction).abs() <= 4 * sigma / rows**0.5 + 1e-9).all()
+    assert ((drawn.var(0) - sigma**2).abs() <= 4 * sigma**2 * (2 / rows) ** 0.5 + 1e-12).all()
