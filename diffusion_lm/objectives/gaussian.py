@@ -25,9 +25,9 @@ from diffusion_lm.shapes import Float, Hidden, Tensor, Times
 
 @dataclass(kw_only=True, slots=True)
 class GaussianBoundConfig:
-    cross_entropy: float = 0.5
+    cross_entropy: float = 0.0
     """Weight of the cross-entropy at the drawn time."""
-    bound: float = 0.5
+    bound: float = 1.0
     """Weight of the variational bound."""
     reconstruction_share: float = 0.125
     """Share of the rows that estimate the bound's reconstruction term, at t = 0, instead of its diffusion term."""
