@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         root.error(f"unrecognized arguments: {' '.join(more)}")
     if more:  # argparse takes positional arguments in one go; here key=value may also follow an option
         arguments.overrides += more
-    # OpenMP threads that wait must sleep, not spin: on cores shared with other jobs spinning made a step 3 times slower.
+    # OpenMP threads that wait sleep, not spin: on cores shared with other jobs spinning made a step 3 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return import_module(f"diffusion_lm.commands.{arguments.command}").run(arguments)
 

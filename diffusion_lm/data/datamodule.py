@@ -153,6 +153,10 @@ def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole process group must not end the readers before the trainer has written its checkpoint."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    """A signal to the whole process group must not end the readers before the trainer has written its checkpoint.
+
+    The second SIGTERM does: it may be the trainer's own.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -35,7 +35,7 @@ class Checkpoints(Callback):
         self._step = trainer.global_step
         self.signal.install()
         if trainer.global_step < trainer.max_steps and self._told_to_stop(trainer):
-            self._stop(INTERRUPTED)
+            self._stop(trainer, INTERRUPTED)
 
     def on_train_batch_end(self, trainer: Trainer, module: lightning.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step or self._validates(trainer):
@@ -46,7 +46,7 @@ class Checkpoints(Callback):
         if stop or last or trainer.global_step % self.every == 0:
             self._save(trainer)
         if stop and not last:
-            self._stop(INTERRUPTED)
+            self._stop(trainer, INTERRUPTED)
 
     def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         if trainer.state.fn != "fit":
@@ -54,9 +54,9 @@ class Checkpoints(Callback):
         self._save(trainer)
         if trainer.global_step < trainer.max_steps:
             if trainer.strategy.reduce_boolean_decision(self.run.stop_file.exists(), all=False):
-                self._stop(PRUNED)
+                self._stop(trainer, PRUNED)
             elif self._told_to_stop(trainer):
-                self._stop(INTERRUPTED)
+                self._stop(trainer, INTERRUPTED)
 
     def _save(self, trainer: Trainer) -> None:
         trainer.logger.save()  # first the curves up to this step: a resumed run does not log them again
@@ -68,8 +68,9 @@ class Checkpoints(Callback):
     def _told_to_stop(self, trainer: Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.signal.number is not None, all=False)
 
-    def _stop(self, why: str) -> NoReturn:
+    def _stop(self, trainer: Trainer, why: str) -> NoReturn:
         self.stopped = why
+        trainer.training = True  # in a validation Lightning would tear down that loop alone, and leave readers behind
         raise Stopped(why)
 
 
