@@ -117,6 +117,9 @@ def test_given_positions_are_marked(process, tools):
     noisy = noisy_batch(process, model, tools)
     marked = model(Noisy(noisy.x, noisy.noise_level, given)).logits
     assert not torch.allclose(marked[:, 3:], model(noisy).logits[:, 3:])
+    with torch.no_grad():
+        model.given += 1.0
+    assert not torch.allclose(model(Noisy(noisy.x, noisy.noise_level, given)).logits[:, :2], marked[:, :2], atol=1e-3)
     nothing = model(Noisy(noisy.x, noisy.noise_level, torch.zeros_like(given))).logits
     torch.testing.assert_close(nothing, model(noisy).logits)
 

@@ -7,7 +7,7 @@ from diffusion_lm.config import build, config_class, part_class, variants
 from diffusion_lm.random import Noise
 from diffusion_lm.samplers.base import generate
 
-LENGTH, STEPS = 2, 48
+LENGTH, STEPS = 2, 32
 PAIRS = [(s, p) for s in variants("samplers") for p in part_class(config_class("samplers", s)()).processes]
 
 
@@ -47,7 +47,7 @@ def test_samples_of_independent_tokens_have_their_law(pair, tools):
     config, process = pair
     sequences, probabilities = tools.factorised(4, LENGTH)
     oracle = tools.Oracle(process, sequences, probabilities)
-    sample = generate(build(config(num_steps=STEPS), process), oracle, tools.rows_noise(3000), LENGTH)
+    sample = generate(build(config(num_steps=STEPS), process), oracle, tools.rows_noise(2000), LENGTH)
     assert tools.chi_square(counts(sequences, sample.tokens), probabilities) > 1e-4
 
 
@@ -55,7 +55,7 @@ def test_samples_of_a_markov_chain_have_its_law(pair, tools):
     config, process = pair
     sequences, probabilities = markov(tools)
     oracle = tools.Oracle(process, sequences, probabilities)
-    sample = generate(build(config(num_steps=STEPS), process), oracle, tools.rows_noise(1500, seed=1), LENGTH)
+    sample = generate(build(config(num_steps=STEPS), process), oracle, tools.rows_noise(1000, seed=1), LENGTH)
     assert tools.chi_square(counts(sequences, sample.tokens), probabilities) > 1e-4
 
 
@@ -69,10 +69,10 @@ def test_given_positions_stay_and_condition_the_others(pair, tools, given):
     sample = generate(
         build(config(num_steps=STEPS), process),
         tools.Oracle(process, sequences, probabilities),
-        tools.rows_noise(1500, seed=2),
+        tools.rows_noise(1000, seed=2),
         LENGTH,
-        prompt.expand(1500, -1),
-        given.expand(1500, -1),
+        prompt.expand(1000, -1),
+        given.expand(1000, -1),
     )
     assert ((sample.tokens == prompt) | ~given).all()
     assert tools.chi_square(counts(sequences, sample.tokens), conditional / conditional.sum()) > 1e-4

@@ -54,7 +54,7 @@ def plane(step: float, reach: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def integrated(model, source) -> dict[str, float]:
     """The three terms by the trapezoid rule over the plane and Gauss and Legendre's over lambda."""
-    eps, cell = plane(0.08, 7.0)
+    eps, cell = plane(0.1, 6.6)
     weight = torch.exp(-eps.square().sum(1) / 2) / (2 * math.pi) * cell
 
     def said(log_snr: float, token: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -153,8 +153,8 @@ class Fixed:
 @pytest.mark.parametrize("schedule", ["cosine", "log_linear"])
 @pytest.mark.parametrize("share", [0.0, 0.125, 0.4])
 def test_the_training_nll_is_the_integral_over_time(monkeypatch, hermite, model, source, wanted, schedule, share):
-    """Through `forward`: uniform t and the schedule's slope give the integral over lambda, and the rows that are sent to
-    t = 0 give the reconstruction. Without the bound in the loss there are no such rows, and no such term."""
+    """Through `forward`: uniform t and the schedule's slope give the integral over lambda, rows that are sent to t = 0
+    give the reconstruction. Without the bound in the loss there are no such rows, and no such term."""
     many, weight = hermite
     node, width = (torch.as_tensor(v) / 2 for v in numpy.polynomial.legendre.leggauss(48))
     weights = {"cross_entropy": 1.0, "bound": float(share > 0), "reconstruction_share": share or 0.5}

@@ -191,9 +191,10 @@ def test_categorical_never_draws_the_impossible_at_the_ends():
     assert set(categorical(p.expand(4, 5), ends).tolist()) <= {1, 2}
 
 
-def test_categorical_is_exact_over_a_large_vocabulary():
-    """Inversion in float64: a float32 cumulative sum over 50,000 tokens would be off by thousands of them."""
-    size = 50_000
-    p = torch.full((size,), 1 / size, dtype=torch.float32)
-    u = (torch.arange(0, size, 97, dtype=torch.float64) + 0.5) / size
-    assert torch.equal(categorical(p.expand(len(u), size), u), torch.arange(0, size, 97))
+def test_categorical_reaches_every_token_of_a_long_tail():
+    """A thousand tokens of 1e-10 each after one that is all but certain: below what float32 sums can tell apart."""
+    tail = torch.full((1000,), 1e-10, dtype=torch.float64)
+    p = torch.cat((1 - tail.sum(dim=0, keepdim=True), tail))
+    wanted = torch.arange(1, 1001, 37)
+    u = p[0] + (wanted.double() - 0.5) * 1e-10
+    assert torch.equal(categorical(p.expand(len(u), -1), u), wanted)
