@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from sweeps.trial_files import LOG, TRIAL
+from sweeps.trial_files import CONFIG, LOG
 
 PR_SET_PDEATHSIG = 1
 TRAIN = (sys.executable, "-m", "diffusion_lm", "train")
@@ -66,7 +66,7 @@ class Child:
 def train(folder: Path, command: Sequence[str] = TRAIN) -> Child:
     """Start training in `folder`, or go on there; the output goes to ``FOLDER/train.log``."""
     with open(folder / LOG, "ab") as log:
-        return Child([*command, str(folder / TRIAL), f"run={folder}"], log)
+        return Child([*command, str(folder / CONFIG)], log)
 
 
 def _die_with_parent() -> Callable[[], None] | None:

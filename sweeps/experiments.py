@@ -14,7 +14,7 @@ from diffusion_lm.files import write_json
 from sweeps import design
 from sweeps.folder import StudyFolder
 from sweeps.study import StudyConfig
-from sweeps.trial_files import TRIAL
+from sweeps.trial_files import CONFIG
 
 
 class Experiments(Protocol):
@@ -73,10 +73,10 @@ def refuse_changes(folder: StudyFolder, experiments: Experiments) -> None:
 
 def write_trial(config: StudyConfig, folder: Path, params: Mapping[str, Any], seed: int | None,
                 experiments: Experiments) -> None:
-    """Write ``trial.yaml`` in the trial's `folder`: the experiment with the trial's values merged in."""
+    """Write ``config.yaml`` in the trial's `folder`: the experiment with the trial's values merged in."""
     loaded = experiments.load(config.experiment, design.overrides(config, params, seed))
     folder.mkdir(parents=True, exist_ok=True)
-    experiments.save(loaded, folder / TRIAL)
+    experiments.save(loaded, folder / CONFIG)
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,12 @@
-"""A trial's folder: ``trial.yaml`` is what it was asked to train; training leaves the other files there.
-
-``config.yaml`` is training's own: the same experiment with what ``auto`` chose written in.
+"""A trial's folder: ``config.yaml`` is what it trains, written first; training writes what ``auto`` chose into it, and
+the other files beside it.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-TRIAL, CONFIG = "trial.yaml", "config.yaml"
+CONFIG = "config.yaml"
 REPORT, RESULT, LOG, STOP = "report.jsonl", "result.json", "train.log", "STOP"
 NLL, NLL_ERROR, BITS, SPEED = "val/nll", "val/nll_se", "val/bpb", "throughput/tokens_per_second"
 

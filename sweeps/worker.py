@@ -83,7 +83,7 @@ class Worker:
         params = design.suggest(self.folder.config, claim.trial)
         for name, value in {"git": provenance.commit(), "machine": provenance.machine()}.items():
             claim.trial.set_user_attr(name, value)
-        if not (claim.folder / trial_files.TRIAL).is_file():
+        if not (claim.folder / trial_files.CONFIG).is_file():
             seed = claim.trial.user_attrs.get("seed")
             experiment_files.write_trial(self.folder.config, claim.folder, params, seed, self.experiments)
 

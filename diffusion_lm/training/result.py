@@ -1,4 +1,4 @@
-"""What a run came to: result.json, and the last scalars of TensorBoard's table of hyper-parameters."""
+"""What a run came to: result.json."""
 
 import math
 import subprocess
@@ -8,7 +8,7 @@ import lightning
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.experiment import ROOT
 from diffusion_lm.lightning_module import DiffusionModule
-from diffusion_lm.training.run import FINISHED, Run
+from diffusion_lm.training.run import Run
 
 
 def finish(
@@ -18,10 +18,6 @@ def finish(
     config = module.config
     reports = run.reports()
     metrics = reports[max(reports)] if reports else {}
-    if status == FINISHED:
-        final = {f"hp/val_{name}": metrics[f"val/{name}"] for name in ("nll", "bpb")}
-        trainer.logger.log_metrics(final, config.training.steps)
-        trainer.logger.save()
     samples = run.folder / "samples.txt"
     earlier = (run.result() or {}).get("seconds", 0.0)
     run.write_result(

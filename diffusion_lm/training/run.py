@@ -36,9 +36,8 @@ class Run:
         """The config the run was started with."""
         return load(self.config_file) if self.config_file.is_file() else None
 
-    def check(self, config: ExperimentConfig) -> None:
-        """Refuse to go on here with another config."""
-        saved = self.saved_config()
+    def check(self, saved: ExperimentConfig | None, config: ExperimentConfig) -> None:
+        """Refuse to go on here with another config than the saved one."""
         changed = differences(to_dict(saved), to_dict(config)) if saved else []
         if changed:
             raise UserError(

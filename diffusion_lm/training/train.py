@@ -51,13 +51,20 @@ def fast_precision(accelerator: str) -> str:
     return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
 
 
+def started_with(run: Run) -> ExperimentConfig | None:
+    """The run's config. One that was put there to be trained, and still says ``auto``, reads as it will be started."""
+    saved = run.saved_config()
+    return None if saved is None else resolve(saved, None)
+
+
 def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, DatasetInfo]:
     """Check everything that can be checked, and build the model, before anything is written. Raises `UserError`."""
-    config = resolve(config, run.saved_config())
+    saved = started_with(run)
+    config = resolve(config, saved)
     info = data_facts(config.data)
     training = config.training
     accumulation_steps(training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes)
-    run.check(config)
+    run.check(saved, config)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     return DiffusionModule(config, info), info
 
@@ -74,7 +81,7 @@ def train(config: ExperimentConfig, run: Run) -> int:
                     "nats/token; repeat it with run=NEW"
                 )
                 return 0
-            run.check(module.config)
+            run.check(started_with(run), module.config)
             resumed_at = read_checkpoint(run, module.config)["global_step"] if run.checkpoint.is_file() else 0
             try:
                 run.save_config(module.config)
@@ -103,7 +110,7 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
         + (f", resuming at step {resumed_at}" if resumed_at else ""),
         flush=True,
     )
-    trainer.logger.log_hyperparams(flat_hparams(config), ("hp/val_nll", "hp/val_bpb"))
+    trainer.logger.log_hyperparams(flat_hparams(config), ("val/nll", "val/bpb"))
     with suppress(Stopped):
         trainer.fit(module, data, ckpt_path=run.checkpoint if resumed_at else None, weights_only=True)
         if training.steps not in run.reports():

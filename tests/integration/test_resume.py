@@ -181,9 +181,8 @@ def test_killed_before_the_result_was_written(place, whole):
     place.train("run", faults=[fault(RENAME, 8)], status=-9)
     assert not (place.folder / "run" / "result.json").exists()
     place.train("run")
-    assert [event.value for event in place.events("run").Scalars("hp/val_nll")] == [
-        pytest.approx(whole()["metrics"]["val/nll"])
-    ] * 2  # the same number twice at the last step: the one duplicate that remains
+    steps = [event.step for event in place.events("run").Scalars("val/nll")]
+    assert steps == sorted(set(steps))
     assert differences(whole()["checkpoint"], place.checkpoint("run")) == []
 
 
@@ -298,7 +297,7 @@ def test_arbitrary_moments(place, whole):
             break
         assert done.code in (130, 75, -9), (lives, done.err)
     assert len(lives) > 1, "never interrupted"
-    left_out = ("throughput", "hp/")  # hp/: see test_killed_before_the_result_was_written
+    left_out = ("throughput",)
     wanted, got = whole(*overrides), outcome(place, "run", left_out)
     wanted = {**wanted, "curves": {k: v for k, v in wanted["curves"].items() if not k.startswith(left_out)}}
     assert differences(wanted, got) == [], lives

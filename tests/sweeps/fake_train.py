@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-source, run = sys.argv[1:]
-folder = Path(run.removeprefix("run="))
+(source,) = sys.argv[1:]
+folder = Path(source).parent
 config = yaml.safe_load(Path(source).read_text())
 checkpoint = folder / "checkpoint"
 asked = []
