@@ -13,7 +13,7 @@ from diffusion_lm.config import config_class, from_tree, merge, name_of, part, p
 from diffusion_lm.data.info import TokenDataConfig
 from diffusion_lm.errors import UserError, did_you_mean
 from diffusion_lm.files import write_text
-from diffusion_lm.kernels.base import choose_kernel
+from diffusion_lm.kernels.base import choose_kernel, is_kernel_choice
 from diffusion_lm.model import ModelConfig
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.training.config import EvaluationConfig, TrainingConfig
@@ -158,6 +158,6 @@ def with_kernels(config: Any, device: str) -> Any:
         value = getattr(config, f.name)
         if is_dataclass(value):
             changes[f.name] = with_kernels(value, device)
-        elif f.name == "kernel":
+        elif is_kernel_choice(f):
             changes[f.name] = choose_kernel(value, device)
     return replace(config, **changes) if changes else config

@@ -6,8 +6,9 @@ names the packages and devices that it needs; asking for one that is missing is 
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import Field, field
 from importlib.util import find_spec
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,6 +44,16 @@ class ScanKernel(ABC):
         if absent:
             return f"package '{absent[0]}' is not installed"
         return None if device in cls.devices else f"it needs a {' or '.join(cls.devices)} device, got {device}"
+
+
+def kernel_choice() -> Any:
+    """A dataclass field that names a kernel; ``auto``, the default, is replaced when a run starts."""
+    return field(default="auto", metadata={"kernel": True})
+
+
+def is_kernel_choice(f: Field) -> bool:
+    """Whether a dataclass field names a kernel."""
+    return f.metadata.get("kernel", False)
 
 
 def kernel_class(name: str) -> type[ScanKernel]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_lm.kernels.base import kernel_class
+from diffusion_lm.kernels.base import kernel_choice, kernel_class
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.mixers.base import MixerConfig, SequenceMixer
 from diffusion_lm.shapes import Hidden
@@ -31,7 +31,7 @@ class Mamba2Config(MixerConfig):
     """Width of the causal convolution."""
     chunk_size: int = 64
     """Positions per chunk of the scan; changes speed, not results."""
-    kernel: str = "auto"
+    kernel: str = kernel_choice()
     """Scan implementation: a file of kernels/, or auto by device."""
 
     def is_causal(self) -> bool:
