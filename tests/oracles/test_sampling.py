@@ -107,6 +107,16 @@ def test_gaussian_samples_follow_the_joint(toy, source):
     assert toy.chi_square(gaussian_samples(toy, source, 160, 5000), source.probabilities) > 1e-4
 
 
+def test_tokens_that_the_last_state_leaves_open_are_drawn(toy):
+    """With so much noise left at t = 0, decoding the likeliest token would not give the source's law."""
+    source, ends = toy.Source(V, 1, seed=6, sharpness=1.2), (-1.0, -8.0)
+    process = Gaussian(GaussianConfig(log_snr_max=ends[0], log_snr_min=ends[1]), Cosine(CosineConfig()), V)
+    model = toy.GaussianPosterior(source, toy.polygon(V), ends)
+    sampler = Ancestral(AncestralConfig(num_steps=48), process)
+    tokens = generate(sampler, model, Noise(0, torch.arange(8000)), 1).tokens
+    assert toy.chi_square(torch.bincount(tokens[:, 0], minlength=V).double(), source.probabilities) > 1e-4
+
+
 def test_gaussian_sampling_gets_better_with_more_steps(toy, source):
     distances = []
     for steps in (1, 4, 64):
