@@ -30,6 +30,14 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
     return steps
 
 
+def open_split(config: TokenDataConfig, split: str) -> ShardedTokens:
+    """The sequences of a split. Raises `UserError` when a shard is missing or cut, or there is no sequence."""
+    tokens = ShardedTokens(config.path, split)
+    if not len(tokens):
+        raise UserError(f"{config.path}: no {split} sequences; make shards with another --val-fraction")
+    return tokens
+
+
 class TokenDataModule(lightning.LightningDataModule):
     """Batches ``{"tokens": int64 [b, L], "position": int64 [b]}`` with b = `micro_batch`.
 
@@ -56,13 +64,13 @@ class TokenDataModule(lightning.LightningDataModule):
         """Endless; has no length, so that Lightning counts steps only."""
         rank, world_size = self._place()
         accumulation_steps(self.global_batch, self.micro_batch, world_size)
-        return self._loader("train", _TrainBatches(self, rank, world_size, len(self._open("train"))))
+        return self._loader("train", _TrainBatches(self, rank, world_size, len(open_split(self.config, "train"))))
 
     def val_dataloader(self) -> DataLoader:
         """The same sequences in the same order at every call. With several ranks, rank r gets every W-th from r on;
         up to W - 1 of the last are left out so that all ranks have equally many, none twice."""
         rank, world_size = self._place()
-        n = len(self._open("val"))
+        n = len(open_split(self.config, "val"))
         count = min(self.config.val_sequences or n, n)
         chosen = np.arange(count) * n // count
         mine = chosen[rank::world_size][: count // world_size].tolist()
@@ -98,15 +106,9 @@ class TokenDataModule(lightning.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _open(self, split: str) -> ShardedTokens:
-        tokens = ShardedTokens(self.config.path, split)
-        if not len(tokens):
-            raise UserError(f"{self.config.path}: no {split} sequences; make shards with another --val-fraction")
-        return tokens
-
     def _loader(self, split: str, batches) -> DataLoader:
         return DataLoader(
-            _Rows(self._open(split)),
+            _Rows(open_split(self.config, split)),
             batch_sampler=batches,
             collate_fn=_as_is,
             worker_init_fn=_leave_signals_to_the_trainer,

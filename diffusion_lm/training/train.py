@@ -12,8 +12,9 @@ import lightning
 import torch
 
 from diffusion_lm.config import differences
-from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps
+from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps, open_split
 from diffusion_lm.data.info import DatasetInfo, data_facts
+from diffusion_lm.data.manifest import SPLITS
 from diffusion_lm.errors import RunError, UserError
 from diffusion_lm.experiment import ExperimentConfig, to_dict, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
@@ -65,6 +66,8 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
     training = config.training
     accumulation_steps(training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes)
     run.check(saved, config)
+    for split in SPLITS:
+        open_split(config.data, split)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     return DiffusionModule(config, info), info
 
