@@ -95,14 +95,16 @@ class Server:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, cwd, argv, faults):
+    def start(self, cwd, argv, faults, limit):
         self.count += 1
         folder = self.folder / str(self.count)
         folder.mkdir()
         files = {name: str(folder / name) for name in ("out", "err")}
         for path in files.values():
             Path(path).touch()
-        return Started(self, self.ask(argv=list(map(str, argv)), cwd=str(cwd), faults=faults, **files), folder)
+        return Started(
+            self, self.ask(argv=list(map(str, argv)), cwd=str(cwd), faults=faults, limit=limit, **files), folder
+        )
 
 
 @pytest.fixture(scope="session")
@@ -137,15 +139,6 @@ def shards(tmp_path_factory):
     return make
 
 
-def overlaid(tree, over):
-    """`over` laid over `tree`, at every depth; naming another variant drops the old one's keys."""
-    if not isinstance(tree, dict) or not isinstance(over, dict):
-        return over
-    if over.get("name", tree.get("name")) != tree.get("name"):
-        return over
-    return {**tree, **{key: overlaid(tree.get(key), value) for key, value in over.items()}}
-
-
 class Place:
     """A folder to work in, with `tiny.yaml` and shards."""
 
@@ -153,23 +146,25 @@ class Place:
 
     def __init__(self, folder, server):
         self.folder, self.server = folder, server
-        self.write("tiny", {})
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
 
-    def write(self, name, over):
-        """Write NAME.yaml: the tiny experiment with `over` laid over it."""
-        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(overlaid(TINY, over)), encoding="utf-8")
+    def json(self, *argv):
+        """What a command prints with --json."""
+        done = self.command(*argv, "--json")
+        assert done.code == 0, done.err
+        return json.loads(done.out.splitlines()[-1])
 
-    def start(self, *argv, faults=()):
+    def start(self, *argv, faults=(), limit=None):
         """Start `python -m diffusion_lm argv` in the warm process."""
-        return self.server.start(self.folder, argv, list(faults))
+        return self.server.start(self.folder, argv, list(faults), limit)
 
-    def command(self, *argv, faults=()):
+    def command(self, *argv, **options):
         """Run it to its end."""
-        return self.start(*argv, faults=faults).wait()
+        return self.start(*argv, **options).wait()
 
-    def train(self, run, *overrides, faults=(), status=0):
+    def train(self, run, *overrides, status=0, **options):
         """Run `train tiny.yaml run=RUN overrides`, which must end with `status`."""
-        done = self.command("train", "tiny.yaml", f"run={run}", *overrides, faults=faults)
+        done = self.command("train", "tiny.yaml", f"run={run}", *overrides, **options)
         assert done.code == status, done
         return done
 
@@ -183,7 +178,9 @@ class Place:
     def snapshot(self):
         """Every file with its time and content, to show that nothing was written or lost."""
         files = [path for path in self.folder.rglob("*") if not path.is_symlink()]
-        return {path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in files}
+        # a lock that this process holds would end with reading its file
+        whole = {path for path in files if path.is_file() and path.name != ".lock"}
+        return {path: (path.stat().st_mtime_ns, path.read_bytes() if path in whole else None) for path in files}
 
     def refused(self, *argv):
         """Run it on bad input: status 2, one line on standard error, nothing changed. Returns the line."""

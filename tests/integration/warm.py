@@ -1,8 +1,9 @@
 """A process that has diffusion_lm imported and forks a child per command: half a second a run instead of seven.
 
-Orders and answers are JSON lines: {"argv", "cwd", "out", "err", "faults"} starts `python -m diffusion_lm argv` and
-answers with its pid; {"pid"} answers with its exit status as subprocess gives it, or null while it runs. Faults are
-told to a child before it starts: at call number `call` of `place`, before or after it, the child sends itself a signal.
+Orders and answers are JSON lines. {"argv", "cwd", "out", "err", "faults", "limit"} starts `python -m diffusion_lm argv`
+and answers with its pid; {"pid"} answers with its exit status as subprocess gives it, or null while it runs. A fault:
+at call number `call` of `place`, before or after it, the child sends itself a signal. `limit` is the largest size in
+bytes of a file that it may write, or null.
 """
 
 import atexit
@@ -10,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -50,6 +52,8 @@ def become(order):
     os.chdir(order["cwd"])
     for number, (path, flags) in enumerate([(os.devnull, 0), (order["out"], os.O_WRONLY), (order["err"], os.O_WRONLY)]):
         os.dup2(os.open(path, flags), number)
+    if order["limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
     for fault in order["faults"]:
         break_at(**fault)
 
