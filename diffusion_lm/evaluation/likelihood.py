@@ -28,6 +28,7 @@ class Likelihood:
     draws: int
 
 
+@torch.no_grad()
 def evaluate(run: LoadedRun, draws: int, sequences: int = 0) -> Likelihood:
     """The bound in float32 from `draws` stratified noise levels per sequence, at most `sequences` (0: the run's own).
 
@@ -54,7 +55,6 @@ def evaluate(run: LoadedRun, draws: int, sequences: int = 0) -> Likelihood:
     )
 
 
-@torch.no_grad()
 def _bounds(run: LoadedRun, draws: int, num_workers: int) -> Iterator[Bound]:
     settings = run.config.evaluation
     loader: DataLoader = TokenDataModule(
