@@ -44,11 +44,11 @@ def differences(a, b, where=""):
     return [] if same else [f"{where}: {a} is not {b}"]
 
 
-def outcome(place, run, skip=("throughput",)):
+def outcome(place, run):
     """All that a run has computed: curves, validations, weights, averages, optimiser state, learning-rate schedule."""
 
     def kept(numbers):
-        return {name: value for name, value in numbers.items() if not name.startswith(skip)}
+        return {name: value for name, value in numbers.items() if not name.startswith("throughput")}
 
     return {
         "curves": kept(place.curves(run)),
@@ -74,10 +74,10 @@ def whole(shared):
     return run
 
 
-def go_on(place, run, whole, *overrides, skip=("throughput",)):
+def go_on(place, run, whole, *overrides):
     """Repeat the command to the end; everything is as in a run that nobody interrupted."""
     place.train(run, *overrides)
-    assert differences(whole(*overrides), outcome(place, run, skip)) == []
+    assert differences(whole(*overrides), outcome(place, run)) == []
 
 
 def test_the_corpus_ends_within_a_run(shared):
@@ -279,28 +279,21 @@ def test_learning_rate_and_average_are_what_their_formulas_say(shared):
 
 
 def test_arbitrary_moments(place, whole):
-    overrides = ("training.steps=60", "training.val_every=7", "training.checkpoint_every=4", "training.samples=0")
+    """Up to six lives of random length, even before training begins, each ended by a random signal."""
+    overrides = ("training.steps=150", "training.val_every=7", "training.checkpoint_every=4", "training.samples=0")
     chance, lives = random.Random(time.time_ns()), []
-    while True:
+    while not lives or lives[-1][0] != 0:
         started = place.start("train", "tiny.yaml", "run=run", *overrides)
-        before = place.reports("run")
         if len(lives) < 6:
-            deadline = time.monotonic() + chance.uniform(0.1, 2.5)
-            while started.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
+            time.sleep(chance.uniform(0.05, 1.0))
             if started.poll() is None:
-                number = chance.choice([INT, TERM, KILL])
-                os.kill(started.pid, number)
+                os.kill(started.pid, chance.choice([INT, TERM, KILL]))
         done = started.wait()
-        lives.append((done.code, sorted(set(place.reports("run")) - set(before))))
-        if done.code == 0:
-            break
-        assert done.code in (130, 75, -9), (lives, done.err)
+        lives.append((done.code, max(place.reports("run"), default=0)))
+        # SIGTERM itself ends a process that has not begun to listen
+        assert done.code in (0, 130, 75, -9) or (done.code == -15 and not done.out), (lives, done.err)
     assert len(lives) > 1, "never interrupted"
-    left_out = ("throughput",)
-    wanted, got = whole(*overrides), outcome(place, "run", left_out)
-    wanted = {**wanted, "curves": {k: v for k, v in wanted["curves"].items() if not k.startswith(left_out)}}
-    assert differences(wanted, got) == [], lives
+    assert differences(whole(*overrides), outcome(place, "run")) == [], lives
 
 
 @pytest.mark.slow
