@@ -18,7 +18,8 @@ class LevelCurve:
     @classmethod
     def of(cls, level: Float[Tensor, "B K"], cross_entropy: Float[Tensor, "B K"]) -> "LevelCurve":
         """The curve of some draws at levels in [0, 1]."""
-        band = (level.double() * BANDS).ceil().long().clamp(1, BANDS).flatten() - 1
+        edge = 1e-6  # an edge is the end of the band below it, also when float32 rounded it up
+        band = (level.double() * BANDS - edge).ceil().long().clamp(1, BANDS).flatten() - 1
         total = torch.zeros(BANDS, dtype=torch.float64, device=level.device)
         count = total.clone()
         total.index_add_(0, band, cross_entropy.double().flatten())
