@@ -79,9 +79,9 @@ class TokenVectors(nn.Module):
         level = noisy.noise_level if noisy.given is None else noisy.noise_level.where(~noisy.given, 0.0)
         evidence = self.process.token_evidence(noisy.x, level, table)
         if not self.config.local_estimate:
-            return self.project(noisy.x), evidence
+            return self.project(noisy.x).float(), evidence
         local = torch.softmax(evidence + bias.float(), -1) @ table
-        return self.project(torch.cat((noisy.x, local.to(noisy.x.dtype)), -1)), evidence
+        return self.project(torch.cat((noisy.x, local.to(noisy.x.dtype)), -1)).float(), evidence
 
 
 class DenoisingModel(nn.Module):
@@ -108,11 +108,18 @@ class DenoisingModel(nn.Module):
         hidden, evidence = self.embed(noisy, self.head.bias[: self.vocabulary])
         if noisy.given is not None:
             hidden = hidden + noisy.given.unsqueeze(-1) * self.given
-        logits = self.head(self.norm(self.denoiser(hidden, noisy))).float()
+        logits = self._read_out(self.norm(self.denoiser(hidden, noisy)))
         if self.config.output_prior and evidence is not None:
             logits = logits + nn.functional.pad(evidence, (0, logits.shape[-1] - evidence.shape[-1]))
         allowed = torch.arange(logits.shape[-1], device=logits.device) < self.vocabulary
         return Prediction(logits.masked_fill(~allowed, -torch.inf))
+
+    def _read_out(self, hidden: Hidden) -> Logits:
+        """Logits in float32; outside training the product is float32 too, whatever the network's precision."""
+        if self.training:
+            return self.head(hidden).float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float())
 
     def count(self) -> dict[str, int]:
         """Parameters: total, embedding (token table, its projection and head), non_embedding."""

@@ -14,7 +14,7 @@ class MambaSsmConfig:
 class MambaSsm(ScanKernel):
     """``mamba_chunk_scan_combined`` of mamba-ssm, forward and backward in Triton."""
 
-    packages = ("mamba_ssm", "triton", "causal_conv1d")
+    packages = ("mamba_ssm", "selective_scan_cuda", "triton", "causal_conv1d")
     devices = ("cuda",)
     priority = 1
 

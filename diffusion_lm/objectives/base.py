@@ -23,7 +23,10 @@ from diffusion_lm.shapes import Float, Rows, Tensor, Times
 
 @dataclass(frozen=True)
 class Loss:
-    """loss: scalar to minimise. nll: nats per row, a bound. tokens: positions scored per row. terms: to be logged."""
+    """loss: scalar to minimise. tokens: positions scored per row. terms: scalars to log.
+
+    nll: an estimate of the bound over the times that are trained on, nats per row; the number to report is `bound`'s.
+    """
 
     loss: Float[Tensor, ""]
     nll: Rows

@@ -87,7 +87,7 @@ class GaussianBound(Objective):
         diffusion = 0.5 * span * (torch.exp(log_snr) * torch.stack(errors, 1)).mean(1)
         length = batch.tokens.shape[1]
         prior = (self._prior_term(x_0) * length).expand(len(batch.tokens))
-        reconstruction = self._reconstruction(model, batch, x_0, noise.at(draws), None).sum(1).double()
+        reconstruction = self._reconstruction(model, batch, x_0, noise.at(draws + 1)).sum(1).double()
         tokens = diffusion.new_full(diffusion.shape, length)
         terms = {"reconstruction": reconstruction, "prior": prior, "diffusion": diffusion}
         return Bound(reconstruction + prior + diffusion, tokens, terms, levels, torch.stack(entropies, 1))
@@ -101,13 +101,10 @@ class GaussianBound(Objective):
     def _squared_error(self, prediction: Prediction, x_0: Hidden, table: Float[Tensor, "V D"]) -> Float[Tensor, "B L"]:
         return (x_0.float() - self.process.estimate(prediction, table)).square().sum(-1)
 
-    def _reconstruction(
-        self, model: DenoisingModel, batch: Batch, x_0: Hidden, noise: Noise, given: Tensor | None
-    ) -> Float[Tensor, "B L"]:
+    def _reconstruction(self, model: DenoisingModel, batch: Batch, x_0: Hidden, noise: Noise) -> Float[Tensor, "B L"]:
         """-ln p(x | z_0) per position."""
         start = torch.zeros(len(x_0), 1, dtype=torch.float64, device=x_0.device)
-        key = noise.at(noise.draw + 1)
-        return cross_entropy(self._predict(model, x_0, start, key, given).logits, batch.tokens)
+        return cross_entropy(self._predict(model, x_0, start, noise, None).logits, batch.tokens)
 
     def _prior_term(self, x_0: Hidden) -> Float[Tensor, ""]:
         """KL(q(z_1 | x) || N(0, I)) per position, which is the same for all: every embedding has squared norm D.
