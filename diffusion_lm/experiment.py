@@ -60,6 +60,10 @@ class ExperimentConfig:
                 f"sampler '{name_of(self.sampler)}' cannot sample process '{process}': its step is made for "
                 f"{' or '.join(sampler.processes)}"
             )
+        if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            raise ValueError(
+                f"name: got '{self.name}', expected a name, which may have folders: runs/NAME is the run's"
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: got {self.seed}, expected 0 to {2**32 - 1}")
 
@@ -71,7 +75,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """
     path = find(source)
     tree = read_tree(path)
-    for override in overrides:
+    for override in _in_order(overrides):
         tree = merge(tree, _override(override))
     tree.setdefault("name", _name(path))
     return from_tree(ExperimentConfig, tree)
@@ -89,7 +93,7 @@ def _name(path: Path) -> str:
 def with_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
     """Another config with ``key=value`` overrides, checked like a file."""
     tree = to_dict(config)
-    for override in overrides:
+    for override in _in_order(overrides):
         tree = merge(tree, _override(override))
     return from_tree(ExperimentConfig, tree)
 
@@ -131,12 +135,21 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(below, tree)
 
 
+def _in_order(overrides: Sequence[str]) -> list[str]:
+    """A part's name before its keys, whatever order they were typed in: naming a part starts from its defaults."""
+
+    def depth(text: str) -> int:
+        return text.partition("=")[0].removesuffix(".name").count(".")
+
+    return sorted(overrides, key=depth)
+
+
 def _override(text: str) -> dict[str, Any]:
     key, equals, _ = text.partition("=")
     if not equals or not key:
         raise UserError(f"override '{text}': expected key=value")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([text]))
+        return OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"override '{text}': {error}") from None
 
@@ -151,13 +164,16 @@ def save(config: ExperimentConfig, path: str | Path) -> None:
     write_text(path, OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
 
 
-def with_kernels(config: Any, device: str) -> Any:
-    """A part's config with every scan kernel ``auto`` in it replaced by the one for `device`; refuses a missing one."""
+def with_kernels(config: Any, device: str, *, anew: bool = False) -> Any:
+    """A part's config with every scan kernel ``auto`` in it replaced by the one for `device`; refuses a missing one.
+
+    `anew` chooses for this device whatever the config says: a trained model can be used where its kernel is missing.
+    """
     changes = {}
     for f in fields(config):
         value = getattr(config, f.name)
         if is_dataclass(value):
-            changes[f.name] = with_kernels(value, device)
+            changes[f.name] = with_kernels(value, device, anew=anew)
         elif is_kernel_choice(f):
-            changes[f.name] = choose_kernel(value, device)
+            changes[f.name] = choose_kernel("auto" if anew else value, device)
     return replace(config, **changes) if changes else config

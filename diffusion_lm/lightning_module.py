@@ -72,7 +72,7 @@ class DiffusionModule(lightning.LightningModule):
             self._everywhere(torch.cat([b.cross_entropy for b in bounds])),
         )
         for label, value in curve.points():
-            self.log(f"val_nll_by_noise_level/{label}", value, logger=False)
+            self.log(f"val_cross_entropy_by_noise_level/{label}", value, logger=False)
 
     def configure_optimizers(self) -> dict:
         return make_optimizer(self, self.config.training)

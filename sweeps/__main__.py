@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from diffusion_lm.errors import run_command
+from diffusion_lm.errors import Parser, run_command
 
 
 def main(argv: list[str]) -> int:
@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m sweeps", description="Studies over experiments: compare arms, "
+    parser = Parser(prog="python -m sweeps", description="Studies over experiments: compare arms, "
                                      "search values. Any number of workers share a study, which is in ROOT/NAME.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command, text in ((plan, "check the study and enqueue its design; doing it again adds nothing"),

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -88,8 +87,9 @@ def _remarks(folder: StudyFolder, records: list[TrialRecord], found: list[Compar
 
 def _repeat(found: list[Comparison]) -> str:
     """The command that trains each row's best run again."""
+    python = _tool(Path(sys.executable).name)
     configs = [(row.cell, shlex.quote(str(row.best.folder / CONFIG))) for table in found for row in table.rows]
-    lines = [f"| {cell} | `python -m diffusion_lm train {config} run=NEW` |" for cell, config in configs]
+    lines = [f"| {cell} | `{python} -m diffusion_lm train {config} run=NEW` |" for cell, config in configs]
     return "\n".join(["| arm | to repeat its best run in a new folder NEW |", "| --- | --- |", *lines]) if lines else ""
 
 
@@ -112,9 +112,12 @@ def _look_closer(folder: StudyFolder) -> list[str]:
 
 
 def _tool(name: str) -> str:
-    """How to call a tool of this environment, activated or not."""
+    """How to call a tool of this environment in a shell where it is not activated."""
     beside = Path(sys.executable).parent / name
-    return name if shutil.which(name) or not beside.exists() else shlex.quote(str(beside))
+    if not beside.exists():
+        return name
+    here = Path.cwd()
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
 def _root(folder: StudyFolder) -> str:

@@ -3,9 +3,13 @@
 import argparse
 import json
 
+import torch
+
 from diffusion_lm.config import build, name_of
+from diffusion_lm.data.datamodule import accumulation_steps
 from diffusion_lm.data.tokenizers.base import load_tokenizer
 from diffusion_lm.experiment import ExperimentConfig, load
+from diffusion_lm.lightning_module import build_model
 from diffusion_lm.model import embedding_parameters, model_flops_per_token, model_parameters
 
 
@@ -23,11 +27,14 @@ def run(arguments: argparse.Namespace) -> int:
 def describe(config: ExperimentConfig) -> dict[str, str | int]:
     """Parts, parameters, floating-point operations per token and tokens planned."""
     vocabulary = load_tokenizer(config.data.tokenizer).vocab_size
+    training = config.training
+    accumulation_steps(training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes)
+    with torch.device("meta"):  # no memory; sizes that do not fit together are refused here as in training
+        build_model(config, vocabulary)
     process = build(config.process, build(config.schedule), vocabulary)
     total = model_parameters(config.model, config.denoiser, process)
     embedding = embedding_parameters(config.model, process)
     forward = round(model_flops_per_token(config.model, config.denoiser, process, config.data.length))
-    training = config.training
     tokens = training.steps * training.batch_size * config.data.length
     return {
         "name": config.name,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import torch
 
 from diffusion_lm.config import name_of
+from diffusion_lm.errors import UserError
 from diffusion_lm.evaluation.likelihood import evaluate
 from diffusion_lm.evaluation.load import load_run
 from diffusion_lm.evaluation.ngrams import COMMON, ngram_shares
@@ -16,6 +17,8 @@ from diffusion_lm.random import Noise
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the bound; exit status 0."""
+    if arguments.samples < 0:
+        raise UserError(f"samples: got {arguments.samples}, expected 0 or more")
     loaded = load_run(arguments.run)
     draws = loaded.config.evaluation.draws if arguments.draws is None else arguments.draws
     found = evaluate(loaded, draws, arguments.sequences)
@@ -25,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         "process": name_of(loaded.config.process),
         **found.metrics,
         "terms": found.terms,
-        "nll_by_noise_level": found.by_noise_level,
+        "cross_entropy_by_noise_level": found.by_noise_level,
         "sequences": found.sequences,
         "tokens": found.tokens,
         "draws": found.draws,

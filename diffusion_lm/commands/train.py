@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import sys
+from contextlib import nullcontext, redirect_stdout
 
+from diffusion_lm.errors import UserError
 from diffusion_lm.experiment import find, load
 from diffusion_lm.training.run import Run
 from diffusion_lm.training.train import run_folder, train
@@ -12,9 +15,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit status: 0 finished, 2 bad input, 3 pruned, 75 interrupted and resumable, 130 Ctrl-C and resumable."""
     folders = [text.removeprefix("run=") for text in arguments.overrides if text.startswith("run=")]
     overrides = [text for text in arguments.overrides if not text.startswith("run=")]
+    if "" in folders:
+        raise UserError("run=: got nothing, expected a folder, like run=runs/NAME")
     config = load(arguments.experiment, overrides)
     folder = Run(run_folder(config, find(arguments.experiment), folders[-1] if folders else None))
-    status = train(config, folder)
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
+        status = train(config, folder)
     if arguments.json:
         print(json.dumps({"run": str(folder.folder), **(folder.result() or {})}))
     return status

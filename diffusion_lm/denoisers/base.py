@@ -4,6 +4,7 @@ Every denoiser is a stack of residual blocks; what differs is which mixer stands
 told. Configs predict parameters and floating-point operations without building anything.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from diffusion_lm.conditioning.base import ConditioningConfig
-from diffusion_lm.config import part
+from diffusion_lm.config import name_of, part
 from diffusion_lm.layers.mlp import mlp_width
 from diffusion_lm.mixers.base import MixerConfig
 from diffusion_lm.noisy import Noisy
@@ -33,12 +34,22 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         if self.n_layers < 1:
             raise ValueError(f"n_layers: got {self.n_layers}, expected at least 1")
-        if self.mlp_expansion < 0:
+        if not 0 <= self.mlp_expansion < math.inf:
             raise ValueError(f"mlp_expansion: got {self.mlp_expansion}, expected 0 or more")
 
     def mixers(self) -> Sequence[MixerConfig]:
         """The mixer of each block, from the first to the last."""
         raise NotImplementedError
+
+    def check_families(self, **wanted: str) -> None:
+        """Refuse a mixer, by its field's name, that is not of the family that the denoiser's name promises."""
+        for name, family in wanted.items():
+            mixer = getattr(self, name)
+            if mixer.family() != family:
+                raise ValueError(
+                    f"{name}: got '{name_of(mixer)}', a mixer of {mixer.family()}; expected {family}, or another "
+                    f"denoiser than {name_of(self)}"
+                )
 
     def branches(self, d_model: int) -> int:
         """Residual branches of the trunk: a mixer and, unless its width is 0, an MLP per block."""

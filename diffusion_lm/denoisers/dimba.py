@@ -31,6 +31,7 @@ class DimbaConfig(DenoiserConfig):
 
     def __post_init__(self) -> None:
         DenoiserConfig.__post_init__(self)
+        self.check_families(mixer="mamba")
         if not self.conditioning.channels:
             raise ValueError(
                 f"conditioning: got '{name_of(self.conditioning)}', which leaves the prompt encoder no way in; "

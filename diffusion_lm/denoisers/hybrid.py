@@ -27,6 +27,7 @@ class HybridConfig(DenoiserConfig):
 
     def __post_init__(self) -> None:
         DenoiserConfig.__post_init__(self)
+        self.check_families(mamba="mamba", attention="attention")
         if set(self.pattern) - {"M", "A"}:
             raise ValueError(f"pattern: got '{self.pattern}', expected a string of M and A")
         if set(self.layers()) != {"M", "A"}:

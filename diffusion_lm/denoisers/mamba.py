@@ -19,6 +19,10 @@ class MambaConfig(DenoiserConfig):
     mixer: MixerConfig = part("mixers", "bidirectional")
     """The mixer of every block."""
 
+    def __post_init__(self) -> None:
+        DenoiserConfig.__post_init__(self)
+        self.check_families(mixer="mamba")
+
     def mixers(self) -> Sequence[MixerConfig]:
         return [self.mixer] * self.n_layers
 

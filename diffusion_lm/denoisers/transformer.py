@@ -14,6 +14,10 @@ class TransformerConfig(DenoiserConfig):
     mixer: MixerConfig = part("mixers", "attention")
     """The mixer of every block."""
 
+    def __post_init__(self) -> None:
+        DenoiserConfig.__post_init__(self)
+        self.check_families(mixer="attention")
+
     def mixers(self) -> Sequence[MixerConfig]:
         return [self.mixer] * self.n_layers
 

@@ -40,7 +40,7 @@ def evaluate(run: LoadedRun, draws: int, sequences: int = 0) -> Likelihood:
         raise UserError(f"sequences: got {sequences}, expected 0 or more")
     settings = run.config.data
     settings.val_sequences = sequences or settings.val_sequences
-    bounds = list(_bounds(run, draws, settings.num_workers))
+    bounds = list(_bounds(run, draws))
     per_token = torch.cat([b.nll / b.tokens for b in bounds])
     metrics = bound_metrics(per_token, run.info.bytes_per_token)
     terms = {name: float(torch.cat([b.terms[name] / b.tokens for b in bounds]).mean()) for name in bounds[0].terms}
@@ -55,7 +55,7 @@ def evaluate(run: LoadedRun, draws: int, sequences: int = 0) -> Likelihood:
     )
 
 
-def _bounds(run: LoadedRun, draws: int, num_workers: int) -> Iterator[Bound]:
+def _bounds(run: LoadedRun, draws: int) -> Iterator[Bound]:
     settings = run.config.evaluation
     loader: DataLoader = TokenDataModule(
         run.config.data, seed=run.config.seed, global_batch=settings.batch_size, micro_batch=settings.batch_size

@@ -40,7 +40,7 @@ def load_run(folder: str | Path) -> LoadedRun:
     checkpoint = read_checkpoint(run, config)
     info = data_facts(config.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config.denoiser = with_kernels(config.denoiser, device.type)
+    config.denoiser = with_kernels(config.denoiser, device.type, anew=True)
     module = DiffusionModule(config, info)
     module.load_state_dict(checkpoint["state_dict"])
     module.eval().to(device)

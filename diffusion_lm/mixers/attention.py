@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion_lm.layers.rotary import Rotary
-from diffusion_lm.mixers.base import MixerConfig, SequenceMixer
+from diffusion_lm.mixers.base import MixerConfig, SequenceMixer, check_sizes
 from diffusion_lm.shapes import Hidden
 
 
@@ -17,8 +17,14 @@ class AttentionConfig(MixerConfig):
     causal: bool = False
     """Attend to earlier positions only."""
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "head_dim")
+
     def is_causal(self) -> bool:
         return self.causal
+
+    def family(self) -> str:
+        return "attention"
 
     def parameters(self, d_model: int) -> int:
         return 4 * d_model * d_model

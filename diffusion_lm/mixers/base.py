@@ -25,6 +25,13 @@ class SequenceMixer(nn.Module, ABC):
         """Mix over positions. [B, L, D] -> [B, L, D]"""
 
 
+def check_sizes(config: Any, *names: str) -> None:
+    """Refuse sizes below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: got {getattr(config, name)}, expected at least 1")
+
+
 class MixerConfig:
     """What every mixer's config can say without building the mixer."""
 
@@ -32,6 +39,10 @@ class MixerConfig:
 
     def is_causal(self) -> bool:
         """Whether an output depends on earlier positions only."""
+        raise NotImplementedError
+
+    def family(self) -> str:
+        """What it is built of: ``attention`` or ``mamba``. A denoiser's name promises one or both."""
         raise NotImplementedError
 
     def parameters(self, d_model: int) -> int:

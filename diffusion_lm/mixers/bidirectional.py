@@ -24,6 +24,9 @@ class BidirectionalConfig(MixerConfig):
     def is_causal(self) -> bool:
         return False
 
+    def family(self) -> str:
+        return self.inner.family()
+
     def parameters(self, d_model: int) -> int:
         return 2 * self.inner.parameters(d_model)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from diffusion_lm.kernels.base import kernel_choice, kernel_class
 from diffusion_lm.layers.norm import GatedRMSNorm
-from diffusion_lm.mixers.base import MixerConfig, SequenceMixer
+from diffusion_lm.mixers.base import MixerConfig, SequenceMixer, check_sizes
 from diffusion_lm.shapes import Hidden
 
 
@@ -34,8 +34,14 @@ class Mamba2Config(MixerConfig):
     kernel: str = kernel_choice()
     """Scan implementation: a file of kernels/, or auto by device."""
 
+    def __post_init__(self) -> None:
+        check_sizes(self, "d_state", "expand", "head_dim", "n_groups", "d_conv", "chunk_size")
+
     def is_causal(self) -> bool:
         return True
+
+    def family(self) -> str:
+        return "mamba"
 
     def heads(self, d_model: int) -> int:
         """Number of heads."""

@@ -52,13 +52,13 @@ class Gaussian(Process):
 
     def __init__(self, config: GaussianConfig, schedule: NoiseSchedule, vocabulary: int) -> None:
         super().__init__(config, schedule, vocabulary)
-        ends = torch.sigmoid(torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64))
+        ends = torch.sigmoid(torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64, device="cpu"))
         start, end = (float(a) for a in ends.clamp(schedule.alpha_1, schedule.alpha_0))
         if not start > end:
             raise ValueError(
                 f"the schedule's alpha lies in [{schedule.alpha_1:g}, {schedule.alpha_0:g}], outside the log-SNR range"
             )
-        limits = schedule.inverse(torch.tensor([start, end], dtype=torch.float64))
+        limits = schedule.inverse(torch.tensor([start, end], dtype=torch.float64, device="cpu"))
         self.t_start, self.t_end = (float(v) for v in limits)
         self.log_snr_max, self.log_snr_min = (math.log(a / (1 - a)) for a in (start, end))
 

@@ -19,7 +19,7 @@ class CosineConfig:
     """Offset that keeps the first steps from being too small."""
 
     def __post_init__(self) -> None:
-        if self.s < 0:
+        if not 0 <= self.s < math.inf:
             raise ValueError(f"s: got {self.s}, expected s >= 0")
 
 

@@ -37,7 +37,9 @@ class Run:
         return load(self.config_file) if self.config_file.is_file() else None
 
     def check(self, saved: ExperimentConfig | None, config: ExperimentConfig) -> None:
-        """Refuse to go on here with another config than the saved one."""
+        """Refuse a study's folder, and to go on here with another config than the saved one."""
+        if (self.folder / "study.yaml").exists():
+            raise UserError(f"{self.folder} is the folder of a study; give the run another with run=DIR")
         changed = differences(to_dict(saved), to_dict(config)) if saved else []
         if changed:
             raise UserError(

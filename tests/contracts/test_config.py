@@ -118,7 +118,9 @@ def test_what_a_config_refuses_is_told_with_its_place():
 
 def test_parts_inside_parts_are_read_by_name_by_keys_or_both():
     cls = config_class("denoisers", "mamba")
-    assert from_tree(cls, {"mixer": "attention"}).mixer == config_class("mixers", "attention")()
+    assert from_tree(cls, {"mixer": "mamba2"}).mixer == config_class("mixers", "mamba2")()
+    with pytest.raises(UserError, match="mixer: got 'attention', a mixer of attention; expected mamba"):
+        from_tree(cls, {"mixer": "attention"})
     named = from_tree(cls, {"mixer": {"name": "mamba2", "d_state": 16}}).mixer
     assert named == config_class("mixers", "mamba2")(d_state=16)
     deep = from_tree(cls, {"mixer": {"inner": {"d_state": 16}}}).mixer

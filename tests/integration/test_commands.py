@@ -22,8 +22,8 @@ def test_evaluate_repeats_the_last_validation(shared, gaussian, process):
     found, last = shared.json("evaluate", run), shared.result(run)["metrics"]
     for name in ("val/nll", "val/nll_se", "val/bpb", "val/ppl_bound"):
         assert found[name] == pytest.approx(last[name], rel=1e-5), name
-    for level, value in found["nll_by_noise_level"].items():
-        assert value == pytest.approx(last[f"val_nll_by_noise_level/{level}"], rel=1e-5)
+    for level, value in found["cross_entropy_by_noise_level"].items():
+        assert value == pytest.approx(last[f"val_cross_entropy_by_noise_level/{level}"], rel=1e-5)
     assert sum(found["terms"].values()) == pytest.approx(found["val/nll"], rel=1e-5)
     assert (found["sequences"], found["draws"], found["tokens"]) == (12, 3, 12 * 32)
     assert found["process"] == process and found["corpus"] == shared.result(run)["corpus"]["hash"]

@@ -122,7 +122,8 @@ def test_naming_the_same_variant_keeps_its_keys(files):
 def test_the_last_override_wins(files):
     read = files(one="seed: 1")
     assert read("one", "seed=2", "seed=3").seed == 3
-    assert read("one", "denoiser.n_layers=9", "denoiser=mamba").denoiser.n_layers != 9
+    # a part's name comes first, wherever it was typed
+    assert read("one", "denoiser.n_layers=9", "denoiser=mamba").denoiser.n_layers == 9
     assert read("one", "denoiser=mamba", "denoiser.n_layers=9").denoiser.n_layers == 9
 
 

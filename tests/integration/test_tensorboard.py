@@ -10,7 +10,7 @@ PARTS = {"val_terms/reconstruction", "val_terms/prior", "val_terms/diffusion"}
 
 
 def levels(tags):
-    return {tag for tag in tags if tag.startswith("val_nll_by_noise_level/")}
+    return {tag for tag in tags if tag.startswith("val_cross_entropy_by_noise_level/")}
 
 
 @pytest.mark.parametrize("objective", ["masked", "gaussian"])
@@ -21,7 +21,7 @@ def test_names_and_steps(shared, objective):
     curves = shared.curves(run)
     parts = PARTS if objective == "gaussian" else set()
     assert set(curves) - levels(curves) == TRAIN | VALIDATION | parts
-    assert levels(curves) <= {f"val_nll_by_noise_level/{band / 20:.2f}" for band in range(1, 20, 2)}
+    assert levels(curves) <= {f"val_cross_entropy_by_noise_level/{band / 20:.2f}" for band in range(1, 20, 2)}
     assert len(levels(curves)) == 10 if objective == "gaussian" else len(levels(curves)) >= 5
     for tag, points in curves.items():
         assert list(points) == (list(range(1, 13)) if tag in TRAIN else [4, 8, 12]), tag

@@ -34,7 +34,7 @@ def test_report(finished, folder_of, records_of, tmp_path, capsys):
                  "machine: ", "once upon a time", f"tensorboard --logdir {folder.path} --host 127.0.0.1",
                  f"optuna-dashboard {folder.journal} --host 127.0.0.1"):
         assert part in said and part in text, part
-    assert f"`python -m diffusion_lm train {folder.path / '0001-mamba-seed0' / 'config.yaml'} run=NEW`" in text
+    assert f"-m diffusion_lm train {folder.path / '0001-mamba-seed0' / 'config.yaml'} run=NEW`" in text
     for name in ("learning_curves", "bounds", "bound_against_speed"):
         for suffix in ("c0ffee", "0ther"):
             image = folder.path / f"{name}-{suffix}.png"
