@@ -38,7 +38,7 @@ class Settings:
     source: str = "python-docs"
     out: Path = Path("shards/python_docs")
     tokenizer: str = "bytes"
-    length: int = 256
+    length: int = 128
     val_fraction: float = 0.05
     records_per_shard: int = 1024
 
