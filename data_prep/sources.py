@@ -38,7 +38,7 @@ def open_source(spec: str) -> Source:
     if spec in named:
         return named[spec]()
     path = Path(spec)
-    if not path.exists():
+    if not spec or not path.exists():
         hint = did_you_mean(spec, named)
         raise UserError(f"--source '{spec}': no such file or folder; expected {', '.join(named)} or a path{hint}")
     return TextFiles(path)
