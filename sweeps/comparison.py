@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """The arms that were trained on one corpus, best first."""
+    """The arms that were trained on one corpus: process by process, in each the best first."""
 
     corpus: dict[str, Any]
     rows: list[Row]
@@ -63,7 +63,14 @@ def _rows(config: StudyConfig, records: list[TrialRecord]) -> list[Row]:
     groups = {cell: _best_group(config, found) for cell, found in cells.items()}
     baseline = groups.get(config.baseline or "")
     rows = [_row(config, cell, group, len(cells[cell]), baseline) for cell, group in groups.items()]
-    return sorted(rows, key=lambda row: _rank(config, row.metrics[config.objective]))
+    # Bounds of different processes have different slack, so arms are ranked inside a process only.
+    processes = list(dict.fromkeys(_process(group) for group in groups.values()))
+    return sorted(rows, key=lambda row: (processes.index(_process(row.runs)),
+                                         _rank(config, row.metrics[config.objective])))
+
+
+def _process(runs: list[TrialRecord]) -> str:
+    return runs[0].result.get("process", "")
 
 
 def _best_group(config: StudyConfig, records: list[TrialRecord]) -> list[TrialRecord]:
@@ -78,7 +85,8 @@ def _best_group(config: StudyConfig, records: list[TrialRecord]) -> list[TrialRe
 def _row(config: StudyConfig, cell: str, runs: list[TrialRecord], trials: int,
          baseline: list[TrialRecord] | None) -> Row:
     values = _values(config.objective, runs)
-    differences = [] if baseline is None or runs is baseline else _paired(config.objective, runs, baseline)
+    comparable = baseline is not None and runs is not baseline and _process(runs) == _process(baseline)
+    differences = _paired(config.objective, runs, baseline) if comparable else []
     return Row(
         cell=cell, params=runs[0].trial.params, runs=runs, trials=trials,
         metrics={name: _mean(name, runs) for name in dict.fromkeys((NLL, BITS, *config.metrics))},

@@ -5,6 +5,7 @@ import subprocess
 
 import lightning
 
+from diffusion_lm.config import name_of
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.experiment import ROOT
 from diffusion_lm.lightning_module import DiffusionModule
@@ -26,6 +27,7 @@ def finish(
             "step": trainer.global_step,
             "tokens": trainer.global_step * config.training.batch_size * config.data.length,
             "metrics": {name: value for name, value in metrics.items() if name not in ("step", "tokens")},
+            "process": name_of(config.process),
             "parameters": module.model.count(),
             "corpus": {
                 "hash": info.corpus_hash,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from optuna_dashboard import get_note
@@ -79,3 +80,17 @@ def test_sampled_study_shows_the_best_of_each_arm(write_study, work, tmp_path, c
 def test_standard_error():
     assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
     assert standard_error([1.0]) is None and standard_error([]) is None
+
+
+def test_arms_are_ranked_and_compared_inside_a_process_only(write_study, folder_of):
+    config = folder_of(write_study(arms={name: {"denoiser": "mamba"} for name in "abcd"}, baseline="a")).config
+
+    def record(cell, process, nll):
+        result = {"corpus": {"hash": "x"}, "process": process, "parameters": {"non_embedding": 1}}
+        return SimpleNamespace(cell=cell, state="complete", result=result, trial=SimpleNamespace(params={"arm": cell}),
+                               last={"val/nll": nll, "val/nll_se": 0.1}, seed=0, speed=1.0)
+
+    records = [record("a", "masked", 3.0), record("b", "gaussian", 1.5), record("c", "masked", 2.0),
+               record("d", "gaussian", 1.0)]
+    (table,) = comparison.compare(config, records)
+    assert [(row.cell, row.difference) for row in table.rows] == [("c", -1.0), ("a", None), ("d", None), ("b", None)]
