@@ -7,7 +7,7 @@ import lightning
 import torch
 from torch import Tensor
 
-from diffusion_lm.config import build, to_tree
+from diffusion_lm.config import build, part_class, to_tree
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.errors import RunError, UserError
 from diffusion_lm.evaluation.levels import LevelCurve
@@ -24,7 +24,7 @@ def build_model(config: ExperimentConfig, vocabulary: int) -> DenoisingModel:
     schedule = build(config.schedule)
     try:
         process = build(config.process, schedule, vocabulary)
-        return DenoisingModel(config.model, config.denoiser, process)
+        return DenoisingModel(config.model, config.denoiser, process, part_class(config.objective).readout)
     except ValueError as error:
         raise UserError(f"{config.name}: {error}") from None
 

@@ -16,8 +16,9 @@ from diffusion_lm.config import build
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.norm import rms_norm
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.processes.base import Prediction, Process
-from diffusion_lm.shapes import Float, Hidden, Logits, Tensor
+from diffusion_lm.processes.base import Process
+from diffusion_lm.readouts import READOUTS, Readout
+from diffusion_lm.shapes import Float, Hidden, Int, Logits, Tensor, Tokens
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,10 +86,11 @@ class TokenVectors(nn.Module):
 
 
 class DenoisingModel(nn.Module):
-    """What objectives and samplers see: `Noisy` in, `Prediction` out."""
+    """What objectives and samplers see: `Noisy` in, a readout's prediction out."""
 
-    def __init__(self, config: ModelConfig, denoiser: Any, process: Process) -> None:
+    def __init__(self, config: ModelConfig, denoiser: Any, process: Process, readout: str = "posterior") -> None:
         super().__init__()
+        self.readout = READOUTS[readout]
         self.config = config
         self.process = process
         self.vocabulary = process.vocabulary
@@ -104,7 +106,7 @@ class DenoisingModel(nn.Module):
         """The token embeddings, handed to the process."""
         return self.embed.table()
 
-    def forward(self, noisy: Noisy) -> Prediction:
+    def forward(self, noisy: Noisy) -> Readout:
         hidden, evidence = self.embed(noisy, self.head.bias[: self.vocabulary])
         if noisy.given is not None:
             hidden = hidden + noisy.given.unsqueeze(-1) * self.given
@@ -112,7 +114,17 @@ class DenoisingModel(nn.Module):
         if self.config.output_prior and evidence is not None:
             logits = logits + nn.functional.pad(evidence, (0, logits.shape[-1] - evidence.shape[-1]))
         allowed = torch.arange(logits.shape[-1], device=logits.device) < self.vocabulary
-        return Prediction(logits.masked_fill(~allowed, -torch.inf))
+        return self.readout(logits.masked_fill(~allowed, -torch.inf))
+
+    def weighted_cross_entropy(
+        self, noisy: Noisy, tokens: Tokens, weight: Float[Tensor, "B L"], rows: Int[Tensor, "R"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B L"]]:
+        """sum of weight * -ln p(token), and -ln p(token) without gradient, 0 outside `rows`.
+
+        rows: flat places of the positions with a weight, -1 where there is none (see `Corrupted`).
+        """
+        losses = nn.functional.cross_entropy(self(noisy).logits.transpose(1, 2), tokens, reduction="none")
+        return (weight * losses).sum(), (losses * (weight != 0)).detach()
 
     def _read_out(self, hidden: Hidden) -> Logits:
         """Logits in float32; outside training the product is float32 too, whatever the network's precision."""

@@ -1,10 +1,11 @@
 """What a denoiser sees: one frozen dataclass. A new need is a new field, not a new signature."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+from torch import nn
 
-from diffusion_lm.shapes import Float, Given, Int, State, Tensor, Tokens
+from diffusion_lm.shapes import Bool, Float, Given, Hidden, Int, Positions, State, Tensor, Times, Tokens
 
 
 @dataclass(frozen=True)
@@ -13,17 +14,13 @@ class Noisy:
 
     x: ids [B, L] or embedded tokens [B, L, D]. noise_level: [B, N], one number in [0, 1] per row (N = 1) or per block
     of L / N positions. given: clean positions that are not to be predicted [B, L], whose noise level is 0; None when
-    nothing is given.
+    nothing is given. self_condition: an earlier estimate of x_0 [B, L, D] (Gaussian); None where there is none yet.
     """
 
     x: State
     noise_level: Float[Tensor, "B N"]
     given: Given | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of positions L."""
-        return self.x.shape[1]
+    self_condition: Hidden | None = None
 
 
 @dataclass(frozen=True)
@@ -31,8 +28,39 @@ class Batch:
     """A batch of text. tokens: [B, L]; position: [B], the rows' places in the training order, keys of their noise."""
 
     tokens: Tokens
-    position: Int[Tensor, "B"]
+    position: Positions
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
         return Batch(self.tokens.to(device), self.position.to(device))
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """A batch of text with the noise that training draws for it on the host.
+
+    x_t: corrupted ids [B, L]; t: times [B, 1]; weight: 1 / density of t [B, 1]; given: clean positions [B, L] or None.
+    rows: flat places b L + i of the positions that are scored [R], R a multiple of `ROWS`, filled up with -1.
+    """
+
+    tokens: Tokens
+    x_t: Tokens
+    t: Times
+    weight: Times
+    given: Given | None
+    rows: Int[Tensor, "R"]
+
+    def to(self, device: torch.device | str) -> "Corrupted":
+        """The batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Corrupted(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+
+
+ROWS = 256
+"""Scored rows are filled up to a multiple of this, so that few shapes occur."""
+
+
+def scored_rows(scored: Bool[Tensor, "B L"]) -> Int[Tensor, "R"]:
+    """Flat places of the True entries, filled up with -1 to a multiple of `ROWS` (at least one of them)."""
+    places = scored.flatten().nonzero().squeeze(1)
+    return nn.functional.pad(places, (0, max(ROWS, -(-len(places) // ROWS) * ROWS) - len(places)), value=-1)

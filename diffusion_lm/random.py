@@ -30,6 +30,10 @@ class Stream(IntEnum):
     TOKEN = 7
     LEVEL = 8
     RECONSTRUCT = 9
+    REPLACE = 10
+    SOURCE = 11
+    FORCE = 12
+    STEP = 13
 
 
 def philox(counter: Int[Tensor, "*n 4"], seed: int) -> Int[Tensor, "*n 4"]:

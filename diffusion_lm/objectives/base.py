@@ -1,9 +1,9 @@
 """Objectives: what is minimised, and the bound that is reported.
 
-An objective is called with a model and a training batch and returns a `Loss`. `bound` evaluates the negative
-log-likelihood bound of the same model with nothing given, at K stratified noise levels per sequence on the process's
-own grid: the same levels and the same noise for every model that is evaluated with the same seed. All arithmetic on
-likelihoods is float32 or better; the process is asked for marginals, never the schedule.
+An objective is called with a model and a training batch and returns a `Loss`. `draw` is the part that needs no model:
+it runs on the host, with the batch. `bound` evaluates the negative log-likelihood bound of the same model with nothing
+given, at K stratified noise levels per sequence on the process's own grid: the same levels and the same noise for every
+model that is evaluated with the same seed. All arithmetic on likelihoods is float32 or better.
 """
 
 from abc import ABC, abstractmethod
@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from diffusion_lm.config import build, config_class
 from diffusion_lm.model import DenoisingModel
-from diffusion_lm.noisy import Batch
+from diffusion_lm.noisy import Batch, Corrupted
 from diffusion_lm.processes.base import Process
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.random import Noise, stratified_times
@@ -25,7 +26,8 @@ from diffusion_lm.shapes import Float, Rows, Tensor, Times
 class Loss:
     """loss: scalar to minimise. tokens: positions scored per row. terms: scalars to log.
 
-    nll: an estimate of the bound over the times that are trained on, nats per row; the number to report is `bound`'s.
+    nll: an estimate of the bound over the times that are trained on, nats per row, or of the loss where that is no
+    bound; the number to report is `bound`'s.
     """
 
     loss: Float[Tensor, ""]
@@ -39,6 +41,7 @@ class Bound:
     """An evaluated bound. nll: nats per row; tokens: positions scored per row; terms: parts of nll, nats per row.
 
     level: noise levels [B, K]; cross_entropy: mean nats per predicted token at that level [B, K].
+    beside: the same in another convention, nats per row, to be printed beside nll.
     """
 
     nll: Rows
@@ -46,6 +49,7 @@ class Bound:
     terms: dict[str, Rows]
     level: Float[Tensor, "B K"]
     cross_entropy: Float[Tensor, "B K"]
+    beside: dict[str, Rows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,10 @@ class TrainingNoise:
     seed: int
     global_batch: int
 
-    def times(self, batch: Batch) -> Times:
-        """One time in [0, 1) per row, stratified over the global batch. [B, 1] float64"""
-        return stratified_times(batch.position, self.global_batch, self.seed).unsqueeze(1)
+    def times(self, batch: Batch) -> tuple[Times, Times]:
+        """One time in [0, 1) per row, stratified over the global batch, and 1 / its density. [B, 1] float64 each"""
+        t = stratified_times(batch.position, self.global_batch, self.seed).unsqueeze(1)
+        return t, torch.ones_like(t)
 
     def noise(self, batch: Batch) -> Noise:
         """The rows' noise."""
@@ -70,6 +75,10 @@ class Objective(nn.Module, ABC):
     processes: ClassVar[tuple[str, ...]]
     """Names of the processes that it has a meaning for; the first is the default."""
     default_schedule: ClassVar[str]
+    readout: ClassVar[str] = "posterior"
+    """What the model's last layer means: a key of `readouts.READOUTS`."""
+    causal: ClassVar[bool] = False
+    """Whether the denoiser must not see later positions."""
 
     def __init__(self, config: Any, process: Process, prompt: PromptConfig, training: TrainingNoise) -> None:
         super().__init__()
@@ -78,13 +87,22 @@ class Objective(nn.Module, ABC):
         self.prompt = prompt
         self.training_noise = training
 
+    def draw(self, batch: Batch) -> Batch | Corrupted:
+        """What `forward` takes: the batch, with as much of its noise as can be drawn without the model."""
+        return batch
+
     @abstractmethod
-    def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
-        """The training loss of a batch."""
+    def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
+        """The training loss of a batch, which may have been drawn already."""
 
     @abstractmethod
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         """The bound of every sequence of a batch from `draws` stratified noise levels each."""
+
+    def bounded_by_process(self) -> "Objective":
+        """The objective that defines the bound of this one's process, for a training loss that is none."""
+        config = config_class("objectives", self.process.bound_objective)()
+        return build(config, self.process, self.prompt, self.training_noise)
 
 
 def cross_entropy(logits: Float[Tensor, "B L V"], tokens: torch.Tensor) -> Float[Tensor, "B L"]:

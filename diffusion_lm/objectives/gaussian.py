@@ -17,9 +17,9 @@ import torch
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Noisy
 from diffusion_lm.objectives.base import Bound, Loss, Objective, cross_entropy
-from diffusion_lm.processes.base import Prediction
 from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise, Stream, stratified_levels
+from diffusion_lm.readouts import Prediction
 from diffusion_lm.shapes import Float, Hidden, Tensor, Times
 
 
@@ -54,7 +54,8 @@ class GaussianBound(Objective):
         noise = self.training_noise.noise(batch)
         share = self.config.reconstruction_share if self.config.bound else 0.0
         at_start = noise.uniform(Stream.RECONSTRUCT, 1) < share
-        t = self.training_noise.times(batch).masked_fill(at_start, 0.0)
+        t, weight = self.training_noise.times(batch)
+        t = t.masked_fill(at_start, 0.0)
         table = model.table()
         x_0 = self.process.encode(batch.tokens, table)
         given = draw_given(self.prompt, noise, batch.tokens.shape[1])
@@ -64,7 +65,8 @@ class GaussianBound(Objective):
         tokens = scored.sum(1).to(torch.float32)
         entropy = (cross_entropy(prediction.logits, batch.tokens) * scored).sum(1)
         error = (self._squared_error(prediction, x_0, table) * scored).sum(1)
-        rate = -0.5 * (self.process.log_snr_prime(t) * torch.exp(self.process.log_snr(t))).squeeze(1).to(torch.float32)
+        rate = -0.5 * weight * self.process.log_snr_prime(t) * torch.exp(self.process.log_snr(t))
+        rate = rate.squeeze(1).to(torch.float32)
         at_start = at_start.squeeze(1)
         # each term is estimated by its own rows, scaled up by their share
         terms = torch.where(at_start, entropy / max(share, 1e-9), rate * error / (1 - share))
@@ -99,7 +101,7 @@ class GaussianBound(Objective):
         return model(Noisy(x_t, self.process.noise_level(t), given))
 
     def _squared_error(self, prediction: Prediction, x_0: Hidden, table: Float[Tensor, "V D"]) -> Float[Tensor, "B L"]:
-        return (x_0.float() - self.process.estimate(prediction, table)).square().sum(-1)
+        return (x_0.float() - prediction.estimate(table)).square().sum(-1)
 
     def _reconstruction(self, model: DenoisingModel, batch: Batch, x_0: Hidden, noise: Noise) -> Float[Tensor, "B L"]:
         """-ln p(x | z_0) per position."""

@@ -2,55 +2,66 @@
 
     -ln p(x) <= E_t[ -alpha'_t / (1 - alpha_t) sum_{i masked} -ln p(x_i | x_t) ]
 
-MDLM (arXiv 2406.07524), equation 11. Training draws t stratified over the global batch from [t_min, 1]: the weight is
-about 1 / t, and single rows near 0 would dominate the gradient. The reported bound covers the whole range: with u the
-masked share the integral is du / u whatever the schedule, and it is estimated with exactly l of L positions masked,
-(L / l) sum CE with l uniform over 1..L (LLaDA, arXiv 2502.09992, equation 6), whose expectation is the same and whose
-variance is finite where that of the Bernoulli masks is not.
+MDLM (arXiv 2406.07524), equation 11. Training draws t from [t_min, 1]: the weight is about 1 / t, and single rows near
+0 would dominate the gradient. The reported bound covers the whole range: with u the masked share the integral is du / u
+whatever the schedule, and it is estimated with exactly l of L positions masked, (L / l) sum CE with l uniform over 1..L
+(LLaDA, arXiv 2502.09992, equation 6), whose expectation is the same and whose variance is finite where that of the
+Bernoulli masks is not. `estimator: fixed_count` trains with that estimator too. Beside it stands MDLM's own number,
+whose range is cut at both ends (log-linear, eps = 1e-3, t from 1e-3).
 """
 
 from dataclasses import dataclass
 
 import torch
 
+from diffusion_lm.config import choice
+from diffusion_lm.discrete.objective import DiscreteObjective, check_t_min, tokens_scored
 from diffusion_lm.model import DenoisingModel
-from diffusion_lm.noisy import Batch, Noisy
-from diffusion_lm.objectives.base import Bound, Loss, Objective, cross_entropy
+from diffusion_lm.noisy import Batch, Corrupted, Noisy, scored_rows
+from diffusion_lm.objectives.base import Bound, Loss, cross_entropy
 from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise, stratified_levels
-from diffusion_lm.shapes import Float, Int, Tensor
+from diffusion_lm.shapes import Bool, Float, Int, Tensor, Tokens
+
+MDLM_EPS = 1e-3
 
 
 @dataclass(kw_only=True, slots=True)
 class MaskedBoundConfig:
     t_min: float = 1e-3
     """Smallest time in training, as in MDLM; the reported bound has no such cut."""
+    estimator: str = choice("bernoulli", "fixed_count")
+    """In training: mask every position on its own, or exactly l of them with l uniform over 1..L."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.t_min < 1:
-            raise ValueError(f"t_min: got {self.t_min}, expected 0 < t_min < 1")
+        check_t_min(self.t_min)
 
 
-class MaskedBound(Objective):
+class MaskedBound(DiscreteObjective):
     """Weighted cross-entropy of the masked tokens."""
 
     processes = ("masked",)
-    default_schedule = "log_linear"
 
-    def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
-        noise = self.training_noise.noise(batch)
-        t = self.config.t_min + (1 - self.config.t_min) * self.training_noise.times(batch)
-        x_t = self.process.corrupt(batch.tokens, t, noise)
-        given = draw_given(self.prompt, noise, batch.tokens.shape[1])
-        if given is not None:
-            x_t = x_t.where(~given, batch.tokens)
-        prediction = model(Noisy(x_t, self.process.noise_level(t), given))
-        masked = self.process.is_masked(x_t)
-        losses = (cross_entropy(prediction.logits, batch.tokens) * masked).sum(1)
-        nll = self.process.unmasking_rate(t).squeeze(1).to(losses.dtype) * losses
-        tokens = (batch.tokens.new_ones(batch.tokens.shape) if given is None else ~given).sum(1).to(losses.dtype)
+    def draw(self, batch: Batch) -> Corrupted:
+        return super().draw(batch) if self.config.estimator == "bernoulli" else self._draw_counts(batch)
+
+    def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
+        drawn = self.draw(batch) if isinstance(batch, Batch) else batch
+        masked = self.scored(drawn.x_t)
+        tokens = tokens_scored(drawn)
+        if self.config.estimator == "bernoulli":
+            level, rate = self.process.noise_level(drawn.t), self.process.unmasking_rate(drawn.t)
+        else:
+            level = masked.sum(1, keepdim=True) / tokens.unsqueeze(1).double()
+            rate = 1 / level
+        weight = (drawn.weight * rate).float() * masked
+        noisy = Noisy(drawn.x_t, level, drawn.given)
+        loss, losses = model.weighted_cross_entropy(noisy, drawn.tokens, weight / tokens.sum(), drawn.rows)
         mean = losses.sum() / masked.sum().clamp(min=1)
-        return Loss(nll.sum() / tokens.sum(), nll, tokens, {"cross_entropy": mean.detach()})
+        return Loss(loss, (weight * losses).sum(1), tokens, {"cross_entropy": mean})
+
+    def scored(self, x_t: Tokens) -> Bool[Tensor, "B L"]:
+        return self.process.is_masked(x_t)
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         length = batch.tokens.shape[1]
@@ -61,7 +72,9 @@ class MaskedBound(Objective):
         tokens = means.new_full((len(batch.tokens),), length)
         # (L / l) times the sum over l positions is L times their mean
         nll = length * means.mean(1)
-        return Bound(nll, tokens, {"diffusion": nll}, counts / length, means)
+        share = share_of_counts(length, MDLM_EPS * (1 - MDLM_EPS), 1 - MDLM_EPS).to(means.device)
+        cut = length * (share[counts - 1] * means).mean(1) / (1 - MDLM_EPS)
+        return Bound(nll, tokens, {"diffusion": nll}, counts / length, means, {"mdlm_cut": cut})
 
     def _masked_mean(
         self, model: DenoisingModel, batch: Batch, count: Int[Tensor, "B"], noise: Noise
@@ -70,3 +83,27 @@ class MaskedBound(Objective):
         level = (count / batch.tokens.shape[1]).double().unsqueeze(1)
         losses = cross_entropy(model(Noisy(x_t, level)).logits, batch.tokens)
         return (losses * self.process.is_masked(x_t)).sum(1).double() / count
+
+    def _draw_counts(self, batch: Batch) -> Corrupted:
+        noise = self.training_noise.noise(batch)
+        u, weight = self.training_noise.times(batch)
+        given = draw_given(self.prompt, noise, batch.tokens.shape[1])
+        free = torch.full_like(u, batch.tokens.shape[1]) if given is None else (~given).sum(1, keepdim=True)
+        count = 1 + (u * free).long().clamp(max=free.long() - 1)
+        x_t = self.process.corrupt_exactly(batch.tokens, count.squeeze(1), noise, given)
+        return Corrupted(batch.tokens, x_t, count / free, weight, given, scored_rows(self.scored(x_t)))
+
+
+def share_of_counts(length: int, low: float, high: float) -> Float[Tensor, "L"]:
+    """Of the integral over u in (0, 1) of sequences with l of L positions masked, the share with low < u < high.
+
+    int l / u Binomial(l; L, u) du is 1, and its part below u is P(Binomial(L, u) >= l); l = 1..L, float64.
+    """
+    count = torch.arange(length + 1, dtype=torch.float64)
+    ways = torch.lgamma(count.new_tensor(length + 1)) - torch.lgamma(count + 1) - torch.lgamma(length - count + 1)
+
+    def tail(u: float) -> Float[Tensor, "L"]:
+        chance = torch.exp(ways + torch.xlogy(count, count.new_tensor(u)) + torch.xlogy(length - count, 1 - u))
+        return chance.flip(0).cumsum(0).flip(0)[1:]
+
+    return tail(high) - tail(low)

@@ -7,26 +7,14 @@ All noise comes in as `Noise`; schedule arithmetic is float64. The embedding bel
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Readout
 from diffusion_lm.schedules.base import NoiseSchedule
-from diffusion_lm.shapes import Float, Logits, State, Tensor, Times, Tokens
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a denoising model says: unnormalised float32 logits, -inf for the mask id and padded ids. [B, L, V]"""
-
-    logits: Logits
-
-    def probabilities(self) -> Logits:
-        """softmax of the logits: p(x_0 | x_t) per position. [B, L, V]"""
-        return torch.softmax(self.logits, -1)
+from diffusion_lm.shapes import Float, State, Tensor, Times, Tokens
 
 
 class Distribution(ABC):
@@ -42,6 +30,8 @@ class Process(nn.Module, ABC):
 
     discrete: ClassVar[bool]
     """Whether the state is a tensor of ids [B, L] (else embedded tokens [B, L, D])."""
+    bound_objective: ClassVar[str]
+    """The objective whose bound is reported for this process when training minimises another loss."""
 
     def __init__(self, config: Any, schedule: NoiseSchedule, vocabulary: int) -> None:
         super().__init__()
@@ -79,13 +69,11 @@ class Process(nn.Module, ABC):
         """q(x_t | x_0)."""
 
     @abstractmethod
-    def reverse(
-        self, x_t: State, prediction: Prediction, t: Times, s: Times, table: Float[Tensor, "V D"]
-    ) -> Distribution:
+    def reverse(self, x_t: State, prediction: Readout, t: Times, s: Times, table: Float[Tensor, "V D"]) -> Distribution:
         """p(x_s | x_t) that a prediction of x_0 implies, s < t."""
 
     @abstractmethod
-    def decode(self, x: State, prediction: Prediction, noise: Noise) -> Tokens:
+    def decode(self, x: State, prediction: Readout, noise: Noise) -> Tokens:
         """Tokens of a state at t = 0, given a prediction made there."""
 
     @abstractmethod

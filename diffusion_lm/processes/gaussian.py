@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm.processes.base import Distribution, Prediction, Process
-from diffusion_lm.processes.masked import draw_tokens
+from diffusion_lm.discrete.process import draw_tokens
+from diffusion_lm.processes.base import Distribution, Process
 from diffusion_lm.random import Noise, Stream
+from diffusion_lm.readouts import Prediction, Readout
 from diffusion_lm.schedules.base import NoiseSchedule
 from diffusion_lm.shapes import Float, Hidden, Tensor, Times, Tokens
 
@@ -49,6 +50,7 @@ class Gaussian(Process):
     """Gaussian noise on token embeddings, over a finite log-SNR range."""
 
     discrete = False
+    bound_objective = "gaussian"
 
     def __init__(self, config: GaussianConfig, schedule: NoiseSchedule, vocabulary: int) -> None:
         super().__init__(config, schedule, vocabulary)
@@ -102,20 +104,15 @@ class Gaussian(Process):
     def marginal(self, x_0: Hidden, t: Times) -> Normal:
         return _normal(x_0, self.alpha(t))
 
-    def reverse(self, x_t: Hidden, prediction: Prediction, t: Times, s: Times, table: Float[Tensor, "V D"]) -> Normal:
+    def reverse(self, x_t: Hidden, prediction: Readout, t: Times, s: Times, table: Float[Tensor, "V D"]) -> Normal:
         """q(x_s | x_t, x_0 = x_0_hat) with x_0_hat = softmax(logits) @ table (Ho et al., equation 7)."""
         alpha_t, alpha_s = self.alpha(t), self.alpha(s)
         ratio = alpha_t / alpha_s
         from_state = torch.sqrt(ratio) * (1 - alpha_s) / (1 - alpha_t)
         from_estimate = torch.sqrt(alpha_s) * (1 - ratio) / (1 - alpha_t)
         std = torch.sqrt((1 - alpha_s) * (1 - ratio) / (1 - alpha_t))
-        mean = _channel(from_state, x_t) * x_t + _channel(from_estimate, x_t) * self.estimate(prediction, table)
+        mean = _channel(from_state, x_t) * x_t + _channel(from_estimate, x_t) * prediction.estimate(table)
         return Normal(mean, std.unsqueeze(-1))
-
-    def estimate(self, prediction: Prediction, table: Float[Tensor, "V D"]) -> Hidden:
-        """x_0_hat = softmax(logits) @ table, whatever the network's precision."""
-        with torch.autocast(table.device.type, enabled=False):
-            return prediction.probabilities()[..., : len(table)] @ table
 
     def decode(self, x: Hidden, prediction: Prediction, noise: Noise) -> Tokens:
         return draw_tokens(prediction, noise)

@@ -17,7 +17,7 @@ class AncestralConfig:
 class Ancestral(Sampler):
     """The reverse chain (Ho et al., arXiv 2006.11239, algorithm 2; MDLM, arXiv 2406.07524, equation 7)."""
 
-    processes = ("masked", "gaussian")
+    processes = ("masked", "uniform", "mask_uniform", "gaussian")
 
     def step(self, state: SamplerState, predict: Predict) -> SamplerState:
         t, s = self.times(state)

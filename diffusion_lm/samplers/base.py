@@ -14,11 +14,12 @@ import torch
 
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.processes.base import Prediction, Process
+from diffusion_lm.processes.base import Process
 from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Readout
 from diffusion_lm.shapes import Float, Given, Int, State, Tensor, Times, Tokens
 
-Predict = Callable[[State, Times], Prediction]
+Predict = Callable[[State, Times], Readout]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def generate(
             return x
         return torch.where(given if x.dim() == 2 else given.unsqueeze(-1), clean, x)
 
-    def predict(x: State, t: Times) -> Prediction:
+    def predict(x: State, t: Times) -> Readout:
         calls.add_(1)
         return model(Noisy(keep(x), process.noise_level(t), given))
 

@@ -31,7 +31,7 @@ class Ddim(Sampler):
     def step(self, state: SamplerState, predict: Predict) -> SamplerState:
         t, s = self.times(state)
         alpha_t, alpha_s = (self.process.alpha(v).unsqueeze(-1) for v in (t, s))
-        x_0 = self.process.estimate(predict(state.x, t), state.table).double()
+        x_0 = predict(state.x, t).estimate(state.table).double()
         eps = (state.x.double() - alpha_t.sqrt() * x_0) / (1 - alpha_t).sqrt()
         variance = self.config.eta**2 * (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)
         noise = state.noise.at(state.index).normal(Stream.CORRUPT, *state.x.shape[1:])

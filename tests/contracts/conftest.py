@@ -13,9 +13,9 @@ from diffusion_lm.config import build, config_class
 from diffusion_lm.model import DenoisingModel, ModelConfig
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.objectives.base import TrainingNoise
-from diffusion_lm.processes.base import Prediction
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Prediction
 
 VOCABULARY, PADDING = 3, 2
 
@@ -104,7 +104,7 @@ class Oracle(Fake):
 
     def _likelihood(self, noisy: Noisy, t: torch.Tensor) -> torch.Tensor:
         """ln q(x_t | x_0) of every row under every sequence. [B, S]"""
-        rows, many, length = len(t), len(self.sequences), noisy.length
+        rows, many, length = len(t), len(self.sequences), noisy.x.shape[1]
         x = noisy.x.repeat_interleave(many, 0)
         x_0 = self.process.encode(self.sequences.repeat(rows, 1), self.table())
         marginal = self.process.marginal(x_0, t.repeat_interleave(many, 0))

@@ -8,8 +8,8 @@ import torch
 
 from diffusion_lm.config import build, config_class, part_class, variants
 from diffusion_lm.noisy import Batch
-from diffusion_lm.processes.base import Prediction
 from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Prediction
 
 VOCABULARY, LENGTH = 5, 6
 NAMES = [(o, p) for o in variants("objectives") for p in part_class(config_class("objectives", o)()).processes]
@@ -44,8 +44,8 @@ class FixedTimes:
 
     t: torch.Tensor
 
-    def times(self, batch: Batch) -> torch.Tensor:
-        return self.t
+    def times(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.t, torch.ones_like(self.t)
 
     def noise(self, batch: Batch) -> Noise:
         return Noise(0, batch.position)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffusion_lm.config import build, config_class, variants
-from diffusion_lm.processes.base import Prediction
 from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Prediction
 
 VOCABULARY, DIMENSIONS, LENGTH, MANY = 5, 3, 4, 6000
 SENTENCE = torch.tensor([[0, 4, 2, 2]])

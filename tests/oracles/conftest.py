@@ -11,7 +11,7 @@ import torch
 
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.processes.base import Prediction
+from diffusion_lm.readouts import Prediction
 
 
 class Source:

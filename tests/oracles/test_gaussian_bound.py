@@ -145,8 +145,8 @@ class Fixed:
 
     t: torch.Tensor
 
-    def times(self, batch: Batch) -> torch.Tensor:
-        return self.t
+    def times(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.t, torch.ones_like(self.t)
 
     def noise(self, batch: Batch) -> Noise:
         return Noise(0, batch.position)

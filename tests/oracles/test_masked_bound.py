@@ -80,7 +80,7 @@ def expected(source, values: torch.Tensor) -> float:
 def every_count_with_every_mask(monkeypatch, process) -> int:
     """Let row r take, of the masks of its count, number r mod how many there are. Returns rows per sequence."""
 
-    def chosen(x, count, noise):
+    def chosen(x, count, noise, given=None):
         out = x.clone()
         for row, number in enumerate(count.tolist()):
             masks = MASKS[MASKS.sum(1) == number]
@@ -164,8 +164,8 @@ class Fixed:
 
     u: torch.Tensor
 
-    def times(self, batch: Batch) -> torch.Tensor:
-        return self.u
+    def times(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.u, torch.ones_like(self.u)
 
     def noise(self, batch: Batch) -> Noise:
         return Noise(0, batch.position)

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from diffusion_lm.processes.base import Prediction
 from diffusion_lm.processes.gaussian import Gaussian, GaussianConfig
 from diffusion_lm.processes.masked import Masked, MaskedConfig
 from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Prediction
 from diffusion_lm.schedules.cosine import Cosine, CosineConfig
 from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
 

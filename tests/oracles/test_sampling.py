@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.processes.base import Prediction
 from diffusion_lm.processes.gaussian import Gaussian, GaussianConfig
 from diffusion_lm.processes.masked import Masked, MaskedConfig
 from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Prediction
 from diffusion_lm.samplers.ancestral import Ancestral, AncestralConfig
 from diffusion_lm.samplers.base import SamplerState, generate
 from diffusion_lm.samplers.ddim import Ddim, DdimConfig

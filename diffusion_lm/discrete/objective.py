@@ -1,0 +1,139 @@
+"""What the objectives over discrete processes share: drawing on the host, and bounds on a grid of noise levels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import softplus
+
+from diffusion_lm.discrete.process import SMALLEST, DiscreteProcess
+from diffusion_lm.model import DenoisingModel
+from diffusion_lm.noisy import Batch, Corrupted, Noisy, scored_rows
+from diffusion_lm.objectives.base import Bound, Objective
+from diffusion_lm.prompts import draw_given
+from diffusion_lm.random import Noise, Stream, stratified_levels
+from diffusion_lm.readouts import Readout
+from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
+from diffusion_lm.shapes import Bool, Float, Rows, Tensor, Times, Tokens
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """States of some rows at a time, drawn so that no weight is large.
+
+    weight: probability of the draw under the process over that under what was drawn from. [B]
+    """
+
+    x_t: Tokens
+    t: Times
+    weight: Rows
+
+
+Integrand = Callable[[Readout, Drawn], Float[Tensor, "B L"]]
+"""Nats per position at a draw: per unit of noise level, or in one step."""
+
+
+class DiscreteObjective(Objective):
+    """An objective whose states are ids."""
+
+    process: DiscreteProcess
+    default_schedule = "log_linear"
+    t_min: float
+    """Smallest time in training."""
+
+    def draw(self, batch: Batch) -> Corrupted:
+        noise = self.training_noise.noise(batch)
+        u, weight = self.training_noise.times(batch)
+        t = self.training_time(u)
+        x_t = self.process.corrupt(batch.tokens, t, noise)
+        given = draw_given(self.prompt, noise, batch.tokens.shape[1])
+        if given is not None:
+            x_t = x_t.where(~given, batch.tokens)
+        scored = self.scored(x_t) if given is None else self.scored(x_t) & ~given
+        return Corrupted(batch.tokens, x_t, t, weight, given, scored_rows(scored))
+
+    def training_time(self, u: Times) -> Times:
+        """The time that is trained on, for a draw in [0, 1)."""
+        t_min = self.config.t_min
+        return t_min + (1 - t_min) * u
+
+    def scored(self, x_t: Tokens) -> Bool[Tensor, "B L"]:
+        """The positions whose prediction the loss looks at."""
+        return torch.ones_like(x_t, dtype=torch.bool)
+
+    def predict(self, model: DenoisingModel, drawn: Corrupted) -> Readout:
+        """The model's prediction at a training draw."""
+        return model(Noisy(drawn.x_t, self.process.noise_level(drawn.t), drawn.given))
+
+
+def check_t_min(t_min: float) -> None:
+    """Refuse a cut that is no time."""
+    if not 0 < t_min < 1:
+        raise ValueError(f"t_min: got {t_min}, expected 0 < t_min < 1")
+
+
+def tokens_scored(drawn: Corrupted) -> Rows:
+    """Positions per row that are not given, float32."""
+    if drawn.given is None:
+        return torch.full((len(drawn.tokens),), float(drawn.tokens.shape[1]), device=drawn.tokens.device)
+    return (~drawn.given).sum(1).float()
+
+
+def whole_range(process: DiscreteProcess) -> DiscreteProcess:
+    """The process with alpha falling from 1 to 0: a bound depends on the schedule only through its ends."""
+    return process.over(LogLinear(LogLinearConfig(eps=0.0)))
+
+
+def draw_states(process: DiscreteProcess, x_0: Tokens, t: Times, noise: Noise) -> Drawn:
+    """x_t, in half of the draws with one position, chosen uniformly, that is replaced for certain.
+
+    The integrands grow as 1 / u at replaced positions when the replaced share u goes to 0, and plain draws of them have
+    infinite variance. With k of L positions replaced, this draw's weight 2 L u / (L u + k) keeps k / u bounded.
+    """
+    length = x_0.shape[1]
+    masses = process.masses(t)
+    u = 1 - masses.alpha
+    replaced = noise.uniform(Stream.CORRUPT, length) < u
+    choice = noise.uniform(Stream.FORCE, 2)
+    place = (choice[:, :1] * length).long()
+    forced = (torch.arange(length, device=x_0.device) == place) & (choice[:, 1:] < 0.5)
+    replaced = replaced | forced
+    mask_share = (masses.mask / u.clamp(min=SMALLEST)).clamp(0.0, 1.0)
+    x_t = torch.where(replaced, process.draw_noise(x_0, mask_share, noise), x_0)
+    expected = (length * u).squeeze(1)
+    return Drawn(x_t, t, 2 * expected / (expected + replaced.sum(1)))
+
+
+def bound_on_levels(
+    process: DiscreteProcess, integrand: Integrand, model: DenoisingModel, batch: Batch, noise: Noise, draws: int
+) -> Bound:
+    """The integral of `integrand` over the noise level from 0 to 1, from K stratified levels per row."""
+    levels = stratified_levels(noise, draws)
+    nll, entropy = [], []
+    for k in range(draws):
+        t = process.time_of(levels[:, k : k + 1])
+        drawn = draw_states(process, batch.tokens, t, noise.at(k))
+        prediction = model(Noisy(drawn.x_t, levels[:, k : k + 1]))
+        nll.append(drawn.weight * integrand(prediction, drawn).sum(1))
+        entropy.append(own_entropy(process, prediction, drawn.x_t, t, batch.tokens).mean(1))
+    total = torch.stack(nll, 1).mean(1)
+    tokens = torch.full_like(total, batch.tokens.shape[1])
+    return Bound(total, tokens, {"diffusion": total}, levels, torch.stack(entropy, 1))
+
+
+def own_entropy(
+    process: DiscreteProcess, prediction: Readout, x_t: Tokens, t: Times, x_0: Tokens
+) -> Float[Tensor, "B L"]:
+    """-ln p(x_0^i | x_t) = -ln p(x_0^i | others) - ln q(x_t^i | x_0^i) + ln sum_v p(v | others) q(x_t^i | v), float64.
+
+    The prediction is of p(. | others); what x_t^i itself says of x_0^i comes from the process.
+    """
+    log_p = torch.log_softmax(prediction.posterior(process, x_t, t).logits, -1)
+    masked = process.is_masked(x_t)
+    masses = process.masses(t)
+    log_beta = torch.log(masses.alpha.clamp(min=SMALLEST)) - torch.log(masses.token.clamp(min=SMALLEST))
+    of_x = log_p.gather(-1, x_0.unsqueeze(-1)).squeeze(-1)
+    of_z = log_p.gather(-1, x_t.masked_fill(masked, 0).unsqueeze(-1)).squeeze(-1)
+    kept = softplus(log_beta, threshold=40) * (x_t == x_0)
+    own = softplus(log_beta + of_z.double(), threshold=40) - kept
+    return own.masked_fill(masked, 0.0) - of_x

@@ -1,0 +1,97 @@
+"""discrete_time: the bound of a chain of T steps, for masked, uniform and mask_uniform noise.
+
+    -ln p(x) <= E[-ln p(x | x_0)] + T E_i sum_positions KL(q(x_s | x_t, x) || p(x_s | x_t)) + KL(q_1(. | x) || p_1),
+
+t = i / T, s = (i - 1) / T (D3PM, arXiv 2107.03006, equation 1; for masked noise MDLM, equation 8). More steps give a
+tighter bound, with the continuous-time one as the limit. Unlike that one it depends on the schedule. The prior p_1 is
+the noise of t = 1 with what is left of alpha spread evenly over the vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from diffusion_lm.discrete.divergence import step_divergence
+from diffusion_lm.discrete.objective import DiscreteObjective, draw_states, own_entropy, tokens_scored
+from diffusion_lm.model import DenoisingModel
+from diffusion_lm.noisy import Batch, Corrupted, Noisy
+from diffusion_lm.objectives.base import Bound, Loss
+from diffusion_lm.random import Noise, stratified_levels
+from diffusion_lm.shapes import Float, Rows, Tensor, Times
+
+
+@dataclass(kw_only=True, slots=True)
+class DiscreteTimeConfig:
+    num_steps: int = 1000
+    """T."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps: got {self.num_steps}, expected at least 1")
+
+
+class DiscreteTime(DiscreteObjective):
+    """The bound in T steps, in training and in evaluation."""
+
+    processes = ("masked", "uniform", "mask_uniform")
+
+    def training_time(self, u: Times) -> Times:
+        return self._step_end(u)
+
+    def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
+        drawn = self.draw(batch) if isinstance(batch, Batch) else batch
+        posterior = self.predict(model, drawn).posterior(self.process, drawn.x_t, drawn.t)
+        s = (drawn.t - 1 / self.config.num_steps).clamp(min=0.0)
+        losses = self.config.num_steps * step_divergence(self.process, posterior, drawn.tokens, drawn.x_t, drawn.t, s)
+        if drawn.given is not None:
+            losses = losses.masked_fill(drawn.given, 0.0)
+        tokens = tokens_scored(drawn)
+        nll = (drawn.weight.squeeze(1) * losses.sum(1)).float()
+        with torch.no_grad():
+            entropy = own_entropy(self.process, posterior, drawn.x_t, drawn.t, drawn.tokens).mean().float()
+        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, {"cross_entropy": entropy})
+
+    def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
+        process, length = self.process, batch.tokens.shape[1]
+        u = stratified_levels(noise, draws)
+        nll, entropy = [], []
+        for k in range(draws):
+            t = self._step_end(u[:, k : k + 1])
+            drawn = draw_states(process, batch.tokens, t, noise.at(k))
+            prediction = model(Noisy(drawn.x_t, process.noise_level(t)))
+            posterior = prediction.posterior(process, drawn.x_t, t)
+            s = (t - 1 / self.config.num_steps).clamp(min=0.0)
+            step = step_divergence(process, posterior, batch.tokens, drawn.x_t, t, s)
+            nll.append(drawn.weight * self.config.num_steps * step.sum(1))
+            entropy.append(own_entropy(process, posterior, drawn.x_t, t, batch.tokens).mean(1))
+        diffusion = torch.stack(nll, 1).mean(1)
+        prior = self._prior_term(diffusion) * length
+        reconstruction = self._reconstruction(model, batch, noise.at(draws + 1))
+        terms = {"reconstruction": reconstruction, "prior": prior, "diffusion": diffusion}
+        tokens = torch.full_like(diffusion, length)
+        level = process.noise_level(self._step_end(u))
+        return Bound(reconstruction + prior + diffusion, tokens, terms, level, torch.stack(entropy, 1))
+
+    def _step_end(self, u: Times) -> Times:
+        """The later end of the step in which a time falls."""
+        steps = self.config.num_steps
+        return (1 + (u * steps).floor().clamp(max=steps - 1)) / steps
+
+    def _prior_term(self, like: Rows) -> Rows:
+        """KL(q_1(. | x) || p_1) per position: p_1 is q_1 with alpha_1 spread over all tokens."""
+        masses = self.process.masses(torch.ones(1, 1, dtype=torch.float64, device=like.device))
+        alpha, token, v = masses.alpha.squeeze(), masses.token.squeeze(), self.process.vocabulary
+        of_x, of_others = alpha + token, token
+        prior = alpha / v + token
+        value = torch.xlogy(of_x, of_x / prior.clamp(min=1e-300))
+        value = value + (v - 1) * torch.xlogy(of_others, of_others / prior.clamp(min=1e-300))
+        return value.expand_as(like)
+
+    def _reconstruction(self, model: DenoisingModel, batch: Batch, noise: Noise) -> Float[Tensor, "B"]:
+        """-ln p(x | x_0) of the state at t = 0; nothing where alpha_0 is 1."""
+        start = torch.zeros(len(batch.tokens), 1, dtype=torch.float64, device=batch.tokens.device)
+        if float(self.process.alpha(start[:1])) == 1.0:
+            return start.squeeze(1)
+        drawn = draw_states(self.process, batch.tokens, start, noise)
+        prediction = model(Noisy(drawn.x_t, self.process.noise_level(start)))
+        return drawn.weight * own_entropy(self.process, prediction, drawn.x_t, start, batch.tokens).sum(1)

@@ -1,0 +1,103 @@
+"""score_entropy: SEDD (arXiv 2310.16834), for absorbing (masked) and uniform noise, with a readout of its own.
+
+The network gives the ratios s(v) = p_t(x with v at i) / p_t(x), positive and not normalised. With rho the true ratios
+given x_0 and r the rate of arrival at the present state z,
+
+    -ln p(x) <= E_t[ sum_i r_t(z) sum_{v != z} (s(v) - rho(v) ln s(v) + rho(v) (ln rho(v) - 1)) ]
+
+(equation 10 with the process's rates). The network's output is ln s minus the known factor: alpha / (mask V) at a
+masked position, 1 elsewhere, so that an untrained one starts from the uniform prediction. With normalised outputs this
+would be the masked bound under another name. At t = 0 the ratios are infinite, so tokens are drawn from the posterior
+that they imply.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from diffusion_lm.discrete.objective import (
+    DiscreteObjective,
+    Drawn,
+    bound_on_levels,
+    check_t_min,
+    own_entropy,
+    tokens_scored,
+    whole_range,
+)
+from diffusion_lm.discrete.process import SMALLEST, DiscreteProcess
+from diffusion_lm.model import DenoisingModel
+from diffusion_lm.noisy import Batch, Corrupted
+from diffusion_lm.objectives.base import Bound, Loss
+from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Readout
+from diffusion_lm.shapes import Float, Tensor, Times, Tokens
+
+
+@dataclass(kw_only=True, slots=True)
+class ScoreEntropyConfig:
+    t_min: float = 1e-3
+    """Smallest time in training."""
+
+    def __post_init__(self) -> None:
+        check_t_min(self.t_min)
+
+
+class ScoreEntropy(DiscreteObjective):
+    """Denoising score entropy, weighted as the process jumps."""
+
+    processes = ("masked", "uniform")
+    readout = "score"
+
+    def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
+        drawn = self.draw(batch) if isinstance(batch, Batch) else batch
+        prediction = self.predict(model, drawn)
+        losses = score_entropy(self.process, prediction, drawn.tokens, drawn.x_t, drawn.t)
+        if drawn.given is not None:
+            losses = losses.masked_fill(drawn.given, 0.0)
+        nll = (drawn.weight.squeeze(1) * losses.sum(1)).float()
+        tokens = tokens_scored(drawn)
+        with torch.no_grad():
+            entropy = own_entropy(self.process, prediction, drawn.x_t, drawn.t, drawn.tokens).mean()
+        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, {"cross_entropy": entropy.float()})
+
+    def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
+        process = whole_range(self.process)
+
+        def nats(prediction: Readout, drawn: Drawn) -> Float[Tensor, "B L"]:
+            losses = score_entropy(process, prediction, batch.tokens, drawn.x_t, drawn.t)
+            return losses / -process.alpha_prime(drawn.t)
+
+        return bound_on_levels(process, nats, model, batch, noise, draws)
+
+
+def score_entropy(
+    process: DiscreteProcess, prediction: Readout, x_0: Tokens, x_t: Tokens, t: Times
+) -> Float[Tensor, "B L"]:
+    """Rate of loss per position, nats per unit of t, float64.
+
+    Sums over tokens v other than x_t are split: rho differs from its common value `low` at v = x_0 alone.
+    """
+    masses, (to_mask, to_token) = process.masses(t), process.rates(t)
+    masked = process.is_masked(x_t)
+    rate = torch.where(masked, to_mask, to_token)
+    same = x_t == x_0
+    here = (masses.of(x_t, process.mask_id) + masses.alpha * same).clamp(min=SMALLEST)
+    low, high = masses.token / here, (masses.token + masses.alpha) / here
+    factor = process.log_score_factor(x_t, t)
+
+    v = process.vocabulary
+    logits = prediction.logits[..., :v]
+    itself = torch.arange(v, device=x_t.device) == x_t.unsqueeze(-1)
+    log_sum = torch.logsumexp(logits.masked_fill(itself, -torch.inf), -1).double() + factor
+    log_total = logits.masked_fill(itself, 0.0).double().sum(-1) + (v - 1 + masked) * factor
+    log_of_x = logits.gather(-1, x_0.unsqueeze(-1)).squeeze(-1).double() + factor
+    # v = x_0 is among the others unless x_t is x_0 itself
+    extra = (high - low).masked_fill(same, 0.0)
+    known = (v - 1 + masked.double() - (~same).double()) * _entropy_constant(low)
+    known = known + _entropy_constant(high).masked_fill(same, 0.0)
+    return rate * (torch.exp(log_sum) - low * log_total - extra * log_of_x + known)
+
+
+def _entropy_constant(rho: Float[Tensor, "B L"]) -> Float[Tensor, "B L"]:
+    """rho (ln rho - 1), 0 at 0."""
+    return torch.xlogy(rho, rho) - rho
