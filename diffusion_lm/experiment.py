@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_lm.config import config_class, from_tree, merge, name_of, part, part_class, to_tree
+from diffusion_lm.config import config_class, from_tree, merge, name_of, part, part_class, to_tree, variants
 from diffusion_lm.data.info import TokenDataConfig
 from diffusion_lm.errors import UserError, did_you_mean
 from diffusion_lm.files import write_text
@@ -58,7 +58,12 @@ class ExperimentConfig:
         if process not in sampler.processes:
             raise ValueError(
                 f"sampler '{name_of(self.sampler)}' cannot sample process '{process}': its step is made for "
-                f"{' or '.join(sampler.processes)}"
+                f"{' or '.join(sampler.processes)}; set sampler={' or '.join(_samplers_of(process))}"
+            )
+        if objective.causal and not self.denoiser.is_causal():
+            raise ValueError(
+                f"objective '{name_of(self.objective)}' needs a causal denoiser, and '{name_of(self.denoiser)}' sees "
+                "later positions; set denoiser.mixer.causal=true (transformer) or denoiser.mixer=mamba2 (mamba)"
             )
         if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(
@@ -66,6 +71,10 @@ class ExperimentConfig:
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: got {self.seed}, expected 0 to {2**32 - 1}")
+
+
+def _samplers_of(process: str) -> list[str]:
+    return [name for name in variants("samplers") if process in part_class(config_class("samplers", name)()).processes]
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:

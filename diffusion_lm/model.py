@@ -51,6 +51,7 @@ class TokenLookup(nn.Module):
     def __init__(self, config: ModelConfig, process: Process) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(process.symbols, config.d_model) * 0.02)
+        self.begin = process.mask_id if process.shifted else None
 
     def table(self) -> Float[Tensor, "V D"]:
         """The vectors."""
@@ -58,7 +59,10 @@ class TokenLookup(nn.Module):
 
     def forward(self, noisy: Noisy, bias: Float[Tensor, "V"]) -> tuple[Hidden, None]:
         """The trunk's input and no evidence."""
-        return nn.functional.embedding(noisy.x, self.weight), None
+        ids = noisy.x
+        if self.begin is not None:
+            ids = nn.functional.pad(ids[:, :-1], (1, 0), value=self.begin)
+        return nn.functional.embedding(ids, self.weight), None
 
 
 class TokenVectors(nn.Module):
@@ -108,7 +112,7 @@ class DenoisingModel(nn.Module):
 
     def forward(self, noisy: Noisy) -> Readout:
         hidden, evidence = self.embed(noisy, self.head.bias[: self.vocabulary])
-        if noisy.given is not None:
+        if noisy.given is not None and not self.process.shifted:  # there every prefix is a prompt
             hidden = hidden + noisy.given.unsqueeze(-1) * self.given
         logits = self._read_out(self.norm(self.denoiser(hidden, noisy)))
         if self.config.output_prior and evidence is not None:

@@ -41,6 +41,10 @@ class DenoiserConfig:
         """The mixer of each block, from the first to the last."""
         raise NotImplementedError
 
+    def is_causal(self) -> bool:
+        """Whether an output depends on earlier positions only."""
+        return all(mixer.is_causal() for mixer in self.mixers())
+
     def check_families(self, **wanted: str) -> None:
         """Refuse a mixer, by its field's name, that is not of the family that the denoiser's name promises."""
         for name, family in wanted.items():

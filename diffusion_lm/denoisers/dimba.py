@@ -41,6 +41,10 @@ class DimbaConfig(DenoiserConfig):
     def mixers(self) -> Sequence[MixerConfig]:
         return [self.mixer] * self.n_layers
 
+    def is_causal(self) -> bool:
+        """Never: the prompt encoder shows every position the whole prompt."""
+        return False
+
     def parameters(self, d_model: int) -> int:
         channels = self.conditioning.channels
         encoder = d_model * channels + channels + channels * channels + channels + channels

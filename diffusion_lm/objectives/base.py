@@ -77,8 +77,12 @@ class Objective(nn.Module, ABC):
     default_schedule: ClassVar[str]
     readout: ClassVar[str] = "posterior"
     """What the model's last layer means: a key of `readouts.READOUTS`."""
+    trains_bound: ClassVar[bool] = True
+    """Whether the `nll` of its default config's training loss estimates the bound."""
     causal: ClassVar[bool] = False
     """Whether the denoiser must not see later positions."""
+    exact: ClassVar[bool] = False
+    """Whether what is reported is the negative log-likelihood itself and not a bound."""
 
     def __init__(self, config: Any, process: Process, prompt: PromptConfig, training: TrainingNoise) -> None:
         super().__init__()

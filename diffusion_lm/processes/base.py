@@ -30,6 +30,8 @@ class Process(nn.Module, ABC):
 
     discrete: ClassVar[bool]
     """Whether the state is a tensor of ids [B, L] (else embedded tokens [B, L, D])."""
+    shifted: ClassVar[bool] = False
+    """Whether the network's input at position i is token i - 1, as in next-token models; the first is the mask id."""
     bound_objective: ClassVar[str]
     """The objective whose bound is reported for this process when training minimises another loss."""
 

@@ -105,6 +105,6 @@ def generate(
     while not sampler.done(state):
         state = sampler.step(replace(state, x=keep(state.x)), predict)
     x, start = keep(state.x), torch.zeros(rows, 1, dtype=torch.float64, device=device)
-    final = noise.at(sampler.config.num_steps)
+    final = noise.at(state.index)
     tokens = x if process.holds_tokens(x) else process.decode(x, predict(x, start), final)
     return Sample(tokens if given is None else torch.where(given, prompt, tokens), calls)

@@ -1,0 +1,49 @@
+"""autoregressive: next-token cross-entropy, -ln p(x) = sum_i -ln p(x_i | x_1 .. x_{i-1}). Exact, not a bound.
+
+The baseline of every diffusion language model, on the same denoisers with causal mixers: the input of position i is
+token i - 1, that of the first a begin marker (the mask id), so all tokens are scored. Every prefix is a prompt here, so
+`prompt` has nothing to add.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from diffusion_lm.model import DenoisingModel
+from diffusion_lm.noisy import Batch, Corrupted, Noisy
+from diffusion_lm.objectives.base import Bound, Loss, Objective, cross_entropy
+from diffusion_lm.random import Noise
+from diffusion_lm.shapes import Float, Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class AutoregressiveConfig:
+    """Nothing to set."""
+
+
+class Autoregressive(Objective):
+    """Exact negative log-likelihood of a causal denoiser."""
+
+    processes = ("left_to_right",)
+    default_schedule = "log_linear"
+    default_sampler = "left_to_right"
+    causal = True
+    exact = True
+
+    def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
+        losses = self._losses(model, batch)
+        tokens = torch.full_like(losses[:, 0], losses.shape[1])
+        loss = losses.mean()
+        return Loss(loss, losses.sum(1).detach(), tokens, {"cross_entropy": loss.detach()})
+
+    def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
+        """The same whatever `draws` says: nothing is drawn. One level, 0."""
+        losses = self._losses(model, batch).double()
+        nll = losses.sum(1)
+        level = torch.zeros_like(nll).unsqueeze(1)
+        tokens = torch.full_like(nll, losses.shape[1])
+        return Bound(nll, tokens, {"next_token": nll}, level.expand(-1, draws), losses.mean(1, True).expand(-1, draws))
+
+    def _losses(self, model: DenoisingModel, batch: Batch | Corrupted) -> Float[Tensor, "B L"]:
+        level = torch.zeros(len(batch.tokens), 1, dtype=torch.float64, device=batch.tokens.device)
+        return cross_entropy(model(Noisy(batch.tokens, level)).logits, batch.tokens)

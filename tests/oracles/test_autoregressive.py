@@ -1,0 +1,122 @@
+"""The autoregressive baseline by enumeration: a normalised likelihood, no look ahead, samples from it exactly."""
+
+import itertools
+
+import pytest
+import torch
+
+from diffusion_lm.config import build, config_class
+from diffusion_lm.experiment import ExperimentConfig
+from diffusion_lm.model import DenoisingModel, ModelConfig
+from diffusion_lm.noisy import Batch, Noisy
+from diffusion_lm.objectives.autoregressive import Autoregressive, AutoregressiveConfig
+from diffusion_lm.objectives.base import TrainingNoise
+from diffusion_lm.processes.left_to_right import LeftToRight, LeftToRightConfig
+from diffusion_lm.prompts import PromptConfig
+from diffusion_lm.random import Noise
+from diffusion_lm.samplers.base import generate
+from diffusion_lm.samplers.left_to_right import LeftToRight as Sampler
+from diffusion_lm.samplers.left_to_right import LeftToRightConfig as SamplerConfig
+from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
+
+V, L = 3, 4
+SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=L)))
+CAUSAL = {
+    "transformer": {"mixer": config_class("mixers", "attention")(causal=True, head_dim=16)},
+    "mamba": {"mixer": config_class("mixers", "mamba2")(head_dim=16, d_state=8)},
+    "hybrid": {
+        "pattern": "MA",
+        "mamba": config_class("mixers", "mamba2")(head_dim=16, d_state=8),
+        "attention": config_class("mixers", "attention")(causal=True, head_dim=16),
+    },
+}
+
+
+@pytest.fixture(params=list(CAUSAL))
+def model(request) -> DenoisingModel:
+    """A random causal model, far from uniform."""
+    torch.manual_seed(3)
+    denoiser = config_class("denoisers", request.param)(n_layers=2, **CAUSAL[request.param])
+    process = LeftToRight(LeftToRightConfig(), LogLinear(LogLinearConfig()), V)
+    model = DenoisingModel(ModelConfig(d_model=32), denoiser, process)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    return model.eval()
+
+
+@pytest.fixture
+def objective(model) -> Autoregressive:
+    return Autoregressive(AutoregressiveConfig(), model.process, PromptConfig(), TrainingNoise(0, 8))
+
+
+def log_likelihoods(objective, model) -> torch.Tensor:
+    rows = torch.arange(len(SEQUENCES))
+    with torch.no_grad():
+        return -objective.bound(model, Batch(SEQUENCES, rows), Noise(0, rows), 2).nll
+
+
+def test_the_likelihood_sums_to_one_over_all_sequences(objective, model):
+    log_p = log_likelihoods(objective, model)
+    assert log_p.std() > 0.1
+    assert float(log_p.exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_training_loss_is_the_same_number(objective, model):
+    rows = torch.arange(len(SEQUENCES))
+    loss = objective(model, Batch(SEQUENCES, rows))
+    torch.testing.assert_close(loss.nll.double(), -log_likelihoods(objective, model), rtol=1e-5, atol=1e-5)
+    assert loss.tokens.tolist() == [L] * len(rows)
+    torch.testing.assert_close(loss.loss, loss.nll.mean() / L)
+
+
+def test_no_position_sees_itself_or_what_comes_after(model):
+    x = SEQUENCES[[5]].clone()
+    before = model(Noisy(x, torch.zeros(1, 1, dtype=torch.float64))).logits
+    for i in range(L):
+        changed = x.clone()
+        changed[:, i:] = (changed[:, i:] + 1) % V
+        after = model(Noisy(changed, torch.zeros(1, 1, dtype=torch.float64))).logits
+        torch.testing.assert_close(after[:, : i + 1], before[:, : i + 1])
+        if i + 1 < L:
+            assert not torch.allclose(after[:, i + 1 :, :V], before[:, i + 1 :, :V], atol=1e-4)
+
+
+def test_samples_follow_the_likelihood(objective, model, toy):
+    sampler, rows = Sampler(SamplerConfig(), model.process), torch.arange(6000)
+    sample = generate(sampler, model, Noise(1, rows), L)
+    assert sample.calls.unique().tolist() == [L]
+    place = V ** torch.arange(L - 1, -1, -1)
+    counts = torch.bincount((sample.tokens * place).sum(1), minlength=V**L).double()
+    likelihood = log_likelihoods(objective, model).exp()
+    common = likelihood * len(rows) > 5
+    grouped = torch.cat((counts[common], counts[~common].sum().unsqueeze(0)))
+    chances = torch.cat((likelihood[common], likelihood[~common].sum().unsqueeze(0)))
+    assert toy.chi_square(grouped[chances > 0], chances[chances > 0]) > 1e-4
+
+
+def test_a_prompt_is_continued_by_its_conditional(objective, model, toy):
+    rows = torch.arange(3000)
+    prompt = SEQUENCES[[30]].expand(len(rows), L)
+    given = (torch.arange(L) < 3).expand(len(rows), L)
+    tokens = generate(Sampler(SamplerConfig(), model.process), model, Noise(2, rows), L, prompt, given).tokens
+    assert (tokens[:, :3] == prompt[:, :3]).all()
+    fits = (SEQUENCES[:, :3] == SEQUENCES[30, :3]).all(1)
+    wanted = torch.softmax(log_likelihoods(objective, model)[fits], 0)
+    assert toy.chi_square(torch.bincount(tokens[:, 3], minlength=V).double(), wanted) > 1e-4
+
+
+def test_a_denoiser_that_looks_ahead_is_refused():
+    parts = {"objective": AutoregressiveConfig(), "sampler": SamplerConfig()}
+    for denoiser in ("transformer", "mamba", "hybrid", "dimba"):
+        with pytest.raises(ValueError, match=f"needs a causal denoiser, and '{denoiser}' sees "):
+            ExperimentConfig(denoiser=config_class("denoisers", denoiser)(), **parts)
+    config = ExperimentConfig(denoiser=config_class("denoisers", "transformer")(**CAUSAL["transformer"]), **parts)
+    assert build(config.process, build(config.schedule), V).shifted
+
+
+def test_another_sampler_is_refused_with_the_one_that_can():
+    with pytest.raises(ValueError, match=r"cannot sample process 'left_to_right'.*set sampler=left_to_right"):
+        ExperimentConfig(
+            objective=AutoregressiveConfig(), denoiser=config_class("denoisers", "transformer")(**CAUSAL["transformer"])
+        )
