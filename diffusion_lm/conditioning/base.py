@@ -1,7 +1,8 @@
 """Conditioning: how the noise level (and a prompt's vector) reaches the blocks of a denoiser.
 
 A conditioning makes one `Signal` per call of the network, and gives every branch of every block a `Modulation` that the
-signal drives. Modulations start at zero, so that an untrained one changes nothing it should not.
+signal drives. Modulations start at zero, so that an untrained one changes nothing it should not. A conditioning may
+also put positions of its own into the sequence while it is in the trunk: `extend` before the blocks, `strip` after.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +16,9 @@ from diffusion_lm.layers.noise_level import NoiseLevelEmbedding
 from diffusion_lm.layers.noise_level import parameters as embedding_parameters
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.shapes import Float, Given, Hidden, Tensor
+
+Extended = Float[Tensor, "B E D"]
+"""Activations with the positions that a conditioning adds."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,21 @@ class Branch(nn.Module, ABC):
         """The branch's contribution to the residual stream, for its normalised input x."""
 
 
+class PlainBranch(Branch):
+    """The branch alone."""
+
+    def forward(self, branch: nn.Module, x: Hidden, signal: Signal | None) -> Hidden:
+        return branch(x)
+
+
 class ConditioningConfig:
     """What every conditioning's config can say without building it."""
 
     __slots__ = ()
     parts: ClassVar[int]
+    """Values per channel and branch that the signal drives."""
+    positions: ClassVar[int] = 0
+    """Positions that it adds to the sequence, per noise level of a row."""
     channels: int
 
     def parameters(self, d_model: int, branches: int) -> int:
@@ -87,6 +101,14 @@ class Conditioning(nn.Module, ABC):
     @abstractmethod
     def branch(self) -> Branch:
         """A new branch wrapper, with parameters of its own."""
+
+    def extend(self, hidden: Hidden, signal: Signal | None) -> Extended:
+        """The sequence that the blocks work on."""
+        return hidden
+
+    def strip(self, hidden: Extended, signal: Signal | None) -> Hidden:
+        """The sequence without what `extend` put in."""
+        return hidden
 
 
 class EmbeddedNoiseLevel(Conditioning):

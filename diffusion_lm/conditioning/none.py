@@ -6,11 +6,9 @@ A masked state shows its own noise level, so masked diffusion loses little (MDLM
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from diffusion_lm.conditioning.base import Branch, Conditioning, ConditioningConfig, Signal
+from diffusion_lm.conditioning.base import Conditioning, ConditioningConfig, PlainBranch
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.shapes import Float, Hidden, Tensor
+from diffusion_lm.shapes import Float, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,13 +18,6 @@ class UnconditionedConfig(ConditioningConfig):
 
     def parameters(self, d_model: int, branches: int) -> int:
         return 0
-
-
-class PlainBranch(Branch):
-    """The branch alone."""
-
-    def forward(self, branch: nn.Module, x: Hidden, signal: Signal | None) -> Hidden:
-        return branch(x)
 
 
 class Unconditioned(Conditioning):

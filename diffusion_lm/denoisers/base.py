@@ -66,13 +66,15 @@ class DenoiserConfig:
         blocks = sum(mixer.parameters(d_model) + per_block for mixer in self.mixers())
         return blocks + self.conditioning.parameters(d_model, self.branches(d_model))
 
-    def flops_per_token(self, d_model: int, length: int) -> int:
+    def flops_per_token(self, d_model: int, length: int) -> float:
         """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two).
 
-        The conditioning is left out: it works once per row, not per position.
+        The conditioning is left out: it works once per row, not per position. Positions that it adds to the sequence
+        are work of the blocks, shared out over the `length` others.
         """
-        width = mlp_width(d_model, self.mlp_expansion)
-        return sum(mixer.flops_per_token(d_model, length) + 4 * d_model * width for mixer in self.mixers())
+        width, extended = mlp_width(d_model, self.mlp_expansion), length + self.conditioning.positions
+        each = sum(mixer.flops_per_token(d_model, extended) + 4 * d_model * width for mixer in self.mixers())
+        return each * extended / length
 
 
 class Denoiser(nn.Module, ABC):

@@ -25,7 +25,7 @@ class DimbaConfig(DenoiserConfig):
     mlp_expansion: float = 2.0
     """Width of the MLP over d_model; 0 leaves the MLPs out."""
     conditioning: ConditioningConfig = part("conditioning", "film")
-    """How noise level and prompt reach the blocks: film or additive in the paper; adaln works too."""
+    """How noise level and prompt reach the blocks: film or additive in the paper; adaln and token work too."""
     mixer: MixerConfig = part("mixers", "bidirectional")
     """The mixer of every block; the paper's own is mamba2, which is causal."""
 
@@ -35,7 +35,7 @@ class DimbaConfig(DenoiserConfig):
         if not self.conditioning.channels:
             raise ValueError(
                 f"conditioning: got '{name_of(self.conditioning)}', which leaves the prompt encoder no way in; "
-                "expected film, additive or adaln"
+                "expected film, additive, adaln or token"
             )
 
     def mixers(self) -> Sequence[MixerConfig]:
@@ -50,7 +50,7 @@ class DimbaConfig(DenoiserConfig):
         encoder = d_model * channels + channels + channels * channels + channels + channels
         return DenoiserConfig.parameters(self, d_model) + encoder
 
-    def flops_per_token(self, d_model: int, length: int) -> int:
+    def flops_per_token(self, d_model: int, length: int) -> float:
         encoder = 2 * d_model * self.conditioning.channels
         return DenoiserConfig.flops_per_token(self, d_model, length) + encoder
 
@@ -81,4 +81,5 @@ class Dimba(Denoiser):
 
     def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
         given = torch.zeros_like(hidden[..., 0], dtype=torch.bool) if noisy.given is None else noisy.given
-        return self.stack(hidden, self.conditioning.signal(noisy, self.prompt_encoder(hidden, given)))
+        signal = self.conditioning.signal(noisy, self.prompt_encoder(hidden, given))
+        return self.conditioning.strip(self.stack(self.conditioning.extend(hidden, signal), signal), signal)

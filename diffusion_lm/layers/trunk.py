@@ -18,4 +18,5 @@ class Trunk(Denoiser):
         self.stack = Stack(list(config.mixers()), d_model, config.mlp_expansion, self.conditioning)
 
     def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
-        return self.stack(hidden, self.conditioning.signal(noisy))
+        signal = self.conditioning.signal(noisy)
+        return self.conditioning.strip(self.stack(self.conditioning.extend(hidden, signal), signal), signal)
