@@ -157,7 +157,7 @@ def model_parameters(config: ModelConfig, denoiser: Any, process: Process) -> in
     return denoiser.parameters(config.d_model) + embedding_parameters(config, process) + 2 * config.d_model
 
 
-def model_flops_per_token(config: ModelConfig, denoiser: Any, process: Process, length: int) -> int:
+def model_flops_per_token(config: ModelConfig, denoiser: Any, process: Process, length: int) -> float:
     """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two)."""
     head = 2 * config.d_model * padded(process.symbols, config.pad_vocabulary_to)
     flops = denoiser.flops_per_token(config.d_model, length) + head
