@@ -93,6 +93,13 @@ def step_divergence(
     return (stays * at_s.log_ratio + came * at_s.kl) / here.clamp(min=SMALLEST) - at_t.log_ratio
 
 
+def prior_divergence(masses: Masses, vocabulary: int) -> Float[Tensor, "B L"]:
+    """KL(q(. | x_0) || p) of one position, the same for all tokens: p has alpha spread evenly over the vocabulary."""
+    of_x, spread = masses.alpha + masses.token, (masses.alpha / vocabulary + masses.token).clamp(min=1e-300)
+    of_others = (vocabulary - 1) * torch.xlogy(masses.token, masses.token / spread)
+    return torch.xlogy(of_x, of_x / spread) + of_others
+
+
 def _surprise(process: DiscreteProcess, posterior: Prediction, masses: Masses, z: Tokens, x_0: Tokens) -> Surprise:
     log_p = torch.log_softmax(posterior.logits, -1)
     return surprise(masses, log_p, z, x_0, process.mask_id, process.vocabulary)

@@ -105,10 +105,16 @@ def draw_states(process: DiscreteProcess, x_0: Tokens, t: Times, noise: Noise) -
 
 
 def bound_on_levels(
-    process: DiscreteProcess, integrand: Integrand, model: DenoisingModel, batch: Batch, noise: Noise, draws: int
+    process: DiscreteProcess,
+    integrand: Integrand,
+    model: DenoisingModel,
+    batch: Batch,
+    noise: Noise,
+    draws: int,
+    end: float = 1.0,
 ) -> Bound:
-    """The integral of `integrand` over the noise level from 0 to 1, from K stratified levels per row."""
-    levels = stratified_levels(noise, draws)
+    """The integral of `integrand` over the noise level from 0 to `end`, from K stratified levels per row."""
+    levels = end * stratified_levels(noise, draws)
     nll, entropy = [], []
     for k in range(draws):
         t = process.time_of(levels[:, k : k + 1])
@@ -116,7 +122,7 @@ def bound_on_levels(
         prediction = model(Noisy(drawn.x_t, levels[:, k : k + 1]))
         nll.append(drawn.weight * integrand(prediction, drawn).sum(1))
         entropy.append(own_entropy(process, prediction, drawn.x_t, t, batch.tokens).mean(1))
-    total = torch.stack(nll, 1).mean(1)
+    total = end * torch.stack(nll, 1).mean(1)
     tokens = torch.full_like(total, batch.tokens.shape[1])
     return Bound(total, tokens, {"diffusion": total}, levels, torch.stack(entropy, 1))
 
@@ -137,3 +143,12 @@ def own_entropy(
     kept = softplus(log_beta, threshold=40) * (x_t == x_0)
     own = softplus(log_beta + of_z.double(), threshold=40) - kept
     return own.masked_fill(masked, 0.0) - of_x
+
+
+@torch.no_grad()
+def mean_entropy(process: DiscreteProcess, prediction: Readout, drawn: Corrupted) -> Float[Tensor, ""]:
+    """Mean of `own_entropy` over the positions that are not given, float32: a term to log."""
+    losses = own_entropy(process, prediction, drawn.x_t, drawn.t, drawn.tokens)
+    if drawn.given is not None:
+        losses = losses.masked_fill(drawn.given, 0.0)
+    return (losses.sum() / tokens_scored(drawn).sum()).float()

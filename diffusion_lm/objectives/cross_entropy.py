@@ -33,6 +33,7 @@ class CrossEntropy(DiscreteObjective):
     """Unweighted; `nll` is not a bound."""
 
     processes = ("masked", "uniform", "mask_uniform")
+    trains_bound = False
 
     def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
         drawn = self.draw(batch) if isinstance(batch, Batch) else batch

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm.discrete.divergence import step_divergence
-from diffusion_lm.discrete.objective import DiscreteObjective, draw_states, own_entropy, tokens_scored
+from diffusion_lm.discrete.divergence import prior_divergence, step_divergence
+from diffusion_lm.discrete.objective import DiscreteObjective, draw_states, mean_entropy, own_entropy, tokens_scored
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted, Noisy
 from diffusion_lm.objectives.base import Bound, Loss
 from diffusion_lm.random import Noise, stratified_levels
-from diffusion_lm.shapes import Float, Rows, Tensor, Times
+from diffusion_lm.shapes import Float, Tensor, Times
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,9 +47,8 @@ class DiscreteTime(DiscreteObjective):
             losses = losses.masked_fill(drawn.given, 0.0)
         tokens = tokens_scored(drawn)
         nll = (drawn.weight.squeeze(1) * losses.sum(1)).float()
-        with torch.no_grad():
-            entropy = own_entropy(self.process, posterior, drawn.x_t, drawn.t, drawn.tokens).mean().float()
-        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, {"cross_entropy": entropy})
+        terms = {"cross_entropy": mean_entropy(self.process, posterior, drawn)}
+        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, terms)
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         process, length = self.process, batch.tokens.shape[1]
@@ -65,7 +64,8 @@ class DiscreteTime(DiscreteObjective):
             nll.append(drawn.weight * self.config.num_steps * step.sum(1))
             entropy.append(own_entropy(process, posterior, drawn.x_t, t, batch.tokens).mean(1))
         diffusion = torch.stack(nll, 1).mean(1)
-        prior = self._prior_term(diffusion) * length
+        end = process.masses(torch.ones_like(u[:, :1]))
+        prior = length * prior_divergence(end, process.vocabulary).squeeze(1)
         reconstruction = self._reconstruction(model, batch, noise.at(draws + 1))
         terms = {"reconstruction": reconstruction, "prior": prior, "diffusion": diffusion}
         tokens = torch.full_like(diffusion, length)
@@ -76,16 +76,6 @@ class DiscreteTime(DiscreteObjective):
         """The later end of the step in which a time falls."""
         steps = self.config.num_steps
         return (1 + (u * steps).floor().clamp(max=steps - 1)) / steps
-
-    def _prior_term(self, like: Rows) -> Rows:
-        """KL(q_1(. | x) || p_1) per position: p_1 is q_1 with alpha_1 spread over all tokens."""
-        masses = self.process.masses(torch.ones(1, 1, dtype=torch.float64, device=like.device))
-        alpha, token, v = masses.alpha.squeeze(), masses.token.squeeze(), self.process.vocabulary
-        of_x, of_others = alpha + token, token
-        prior = alpha / v + token
-        value = torch.xlogy(of_x, of_x / prior.clamp(min=1e-300))
-        value = value + (v - 1) * torch.xlogy(of_others, of_others / prior.clamp(min=1e-300))
-        return value.expand_as(like)
 
     def _reconstruction(self, model: DenoisingModel, batch: Batch, noise: Noise) -> Float[Tensor, "B"]:
         """-ln p(x | x_0) of the state at t = 0; nothing where alpha_0 is 1."""

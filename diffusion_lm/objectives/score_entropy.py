@@ -9,18 +9,23 @@ given x_0 and r the rate of arrival at the present state z,
 masked position, 1 elsewhere, so that an untrained one starts from the uniform prediction. With normalised outputs this
 would be the masked bound under another name. At t = 0 the ratios are infinite, so tokens are drawn from the posterior
 that they imply.
+
+For uniform noise the rate grows as 1 / alpha while nothing forces the ratios to 1, so the integral down to alpha = 0 is
+infinite for all but perfect networks: the bound is that of a chain that starts at alpha = `UNIFORM_END`, with the KL
+divergence between the noise there and the uniform prior as a term of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from diffusion_lm.discrete.divergence import prior_divergence
 from diffusion_lm.discrete.objective import (
     DiscreteObjective,
     Drawn,
     bound_on_levels,
     check_t_min,
-    own_entropy,
+    mean_entropy,
     tokens_scored,
     whole_range,
 )
@@ -31,6 +36,9 @@ from diffusion_lm.objectives.base import Bound, Loss
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Readout
 from diffusion_lm.shapes import Float, Tensor, Times, Tokens
+
+UNIFORM_END = 1e-3
+"""alpha at which the reported bound of uniform noise starts, as in SEDD."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,9 +64,8 @@ class ScoreEntropy(DiscreteObjective):
             losses = losses.masked_fill(drawn.given, 0.0)
         nll = (drawn.weight.squeeze(1) * losses.sum(1)).float()
         tokens = tokens_scored(drawn)
-        with torch.no_grad():
-            entropy = own_entropy(self.process, prediction, drawn.x_t, drawn.t, drawn.tokens).mean()
-        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, {"cross_entropy": entropy.float()})
+        terms = {"cross_entropy": mean_entropy(self.process, prediction, drawn)}
+        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, terms)
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         process = whole_range(self.process)
@@ -67,7 +74,11 @@ class ScoreEntropy(DiscreteObjective):
             losses = score_entropy(process, prediction, batch.tokens, drawn.x_t, drawn.t)
             return losses / -process.alpha_prime(drawn.t)
 
-        return bound_on_levels(process, nats, model, batch, noise, draws)
+        end = 1.0 if process.absorbing else 1 - UNIFORM_END
+        found = bound_on_levels(process, nats, model, batch, noise, draws, end)
+        masses = process.masses(process.time_of(torch.full((1, 1), end, dtype=torch.float64, device=found.nll.device)))
+        prior = (batch.tokens.shape[1] * prior_divergence(masses, process.vocabulary)).squeeze(1).expand_as(found.nll)
+        return replace(found, nll=found.nll + prior, terms=found.terms | {"prior": prior})
 
 
 def score_entropy(

@@ -10,15 +10,13 @@ its own input at position i when it predicts there.
 
 from dataclasses import dataclass
 
-import torch
-
 from diffusion_lm.discrete.divergence import jump_divergence, jump_weight
 from diffusion_lm.discrete.objective import (
     DiscreteObjective,
     Drawn,
     bound_on_levels,
     check_t_min,
-    own_entropy,
+    mean_entropy,
     tokens_scored,
     whole_range,
 )
@@ -54,9 +52,8 @@ class UniformBound(DiscreteObjective):
             losses = losses.masked_fill(drawn.given, 0.0)
         nll = (drawn.weight.squeeze(1) * losses.sum(1)).float()
         tokens = tokens_scored(drawn)
-        with torch.no_grad():
-            entropy = own_entropy(process, prediction, drawn.x_t, drawn.t, drawn.tokens).mean().float()
-        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, {"cross_entropy": entropy})
+        terms = {"cross_entropy": mean_entropy(process, prediction, drawn)}
+        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, terms)
 
     def training_weight(self, drawn: Corrupted) -> Float[Tensor, "B L"]:
         """Weight of a position's divergence: the bound's own."""

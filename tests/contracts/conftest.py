@@ -4,12 +4,13 @@ Test files cannot import one another (``--import-mode=importlib``), so the tools
 """
 
 import itertools
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from diffusion_lm.config import build, config_class
+from diffusion_lm.config import build, config_class, part_class
 from diffusion_lm.model import DenoisingModel, ModelConfig
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.objectives.base import TrainingNoise
@@ -78,11 +79,22 @@ class Fake(DenoisingModel):
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
 
+    def weighted_cross_entropy(self, noisy: Noisy, tokens: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor):
+        """Over all positions, after a look at whether `rows` names every one that has a weight, once."""
+        named = rows[rows >= 0]
+        assert len(named.unique()) == len(named)
+        assert set((weight.flatten() != 0).nonzero().squeeze(1).tolist()) <= set(named.tolist())
+        log_p = torch.log_softmax(self(noisy).logits, -1)
+        losses = torch.where(weight != 0, -log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), 0.0)
+        return (weight * losses).sum(), losses.detach()
+
 
 class Oracle(Fake):
-    """A model that knows the source: p(x_0^i | x_t) by Bayes' rule over every sequence, through the process's marginal.
+    """A model that knows the source: what a process asks for, by Bayes' rule over every sequence, through its marginal.
 
-    sequences [S, L] with probabilities [S]. Like a real model it has padded logits. `calls` counts its uses.
+    Discrete processes ask for p(x_0^i | x_t without i), Gaussian ones for p(x_0^i | x_t), and those whose input is
+    shifted for p(x_0^i | x_t before i). sequences [S, L] with probabilities [S]. Like a real model it has padded
+    logits. `calls` counts its uses.
     """
 
     def __init__(self, process, sequences: torch.Tensor, probabilities: torch.Tensor, dimensions: int = 2) -> None:
@@ -95,15 +107,25 @@ class Oracle(Fake):
 
     def forward(self, noisy: Noisy) -> Prediction:
         self.calls += 1
-        levels, row = noisy.noise_level.double().unique(return_inverse=True)
-        likelihood = self._likelihood(noisy, time_of(self.process, levels)[row])
-        weight = (likelihood + self.probabilities.log()).exp()  # [B, S]
+        levels, row = noisy.noise_level.double().flatten().unique(return_inverse=True)
+        evidence = self._evidence(noisy, time_of(self.process, levels)[row])
+        weight = (evidence - evidence.amax(1, keepdim=True)).exp() * self.probabilities[:, None]  # [B, S, L]
         said = torch.nn.functional.one_hot(self.sequences, self.process.symbols + PADDING).double()
-        joint = torch.einsum("bs,slv->blv", weight, said)
+        joint = torch.einsum("bsl,slv->blv", weight, said)
         return Prediction((joint / joint.sum(-1, keepdim=True)).log())
 
+    def _evidence(self, noisy: Noisy, t: torch.Tensor) -> torch.Tensor:
+        """ln q of what the prediction at every position may look at, given every sequence. [B, S, L]"""
+        each, length = self._likelihood(noisy, t), noisy.x.shape[1]
+        sees = torch.ones(length, length, dtype=torch.bool)
+        if self.process.discrete:
+            sees = ~torch.eye(length, dtype=torch.bool)
+        if self.process.shifted:
+            sees = torch.tril(sees, -1)
+        return torch.stack([each[..., own].sum(-1) for own in sees], -1)
+
     def _likelihood(self, noisy: Noisy, t: torch.Tensor) -> torch.Tensor:
-        """ln q(x_t | x_0) of every row under every sequence. [B, S]"""
+        """ln q(x_t^i | x_0^i) of every row and position under every sequence. [B, S, L]"""
         rows, many, length = len(t), len(self.sequences), noisy.x.shape[1]
         x = noisy.x.repeat_interleave(many, 0)
         x_0 = self.process.encode(self.sequences.repeat(rows, 1), self.table())
@@ -114,10 +136,11 @@ class Oracle(Fake):
         else:
             normal = torch.distributions.Normal(marginal.mean, marginal.std.expand_as(marginal.mean))
             each, same = normal.log_prob(x).sum(-1), (x == x_0).all(-1)
+        if self.process.shifted:  # what is hidden says nothing, and nothing else is noise
+            each = torch.where(x == self.process.mask_id, 0.0, same.double().log())
         if noisy.given is not None:
             each = torch.where(noisy.given.repeat_interleave(many, 0), same.double().log(), each)
-        each = each.view(rows, many, length).sum(-1)
-        return each - each.amax(1, keepdim=True)
+        return each.view(rows, many, length)
 
 
 def all_sequences(vocabulary: int, length: int) -> torch.Tensor:
@@ -134,11 +157,20 @@ def factorised(seed: int, length: int, vocabulary: int = VOCABULARY) -> tuple[to
     return sequences, each[torch.arange(length), sequences].prod(1)
 
 
-def small_model(process, denoiser: str = "transformer", seed: int = 0, **changes) -> DenoisingModel:
-    """A small model over a process, weights as they start."""
+def small_model(process, denoiser: str = "transformer", seed: int = 0, objective: str = "", **changes):
+    """A small model over a process, weights as they start, with the readout and the mixers that an objective needs."""
     torch.manual_seed(seed)
+    wants = part_class(config_class("objectives", objective or process.bound_objective)())
+    if wants.causal:
+        changes = {"mixer": config_class("mixers", "attention")(causal=True)} | changes
     config = config_class("denoisers", denoiser)(**({"n_layers": 1} | changes))
-    return DenoisingModel(ModelConfig(d_model=64, embedding_dim=4), config, process)
+    return DenoisingModel(ModelConfig(d_model=64, embedding_dim=4), config, process, wants.readout)
+
+
+def changed(said, change):
+    """A prediction whose one tensor is changed by a function."""
+    (name,) = (f.name for f in fields(said))
+    return replace(said, **{name: change(getattr(said, name))})
 
 
 def shaken(module, seed: int = 0, size: float = 0.1):
