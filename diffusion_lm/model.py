@@ -15,6 +15,7 @@ from torch import nn
 from diffusion_lm.config import build
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.norm import rms_norm
+from diffusion_lm.layers.row_cross_entropy import row_cross_entropy
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.processes.base import Process
 from diffusion_lm.readouts import READOUTS, Readout
@@ -111,10 +112,8 @@ class DenoisingModel(nn.Module):
         return self.embed.table()
 
     def forward(self, noisy: Noisy) -> Readout:
-        hidden, evidence = self.embed(noisy, self.head.bias[: self.vocabulary])
-        if noisy.given is not None and not self.process.shifted:  # there every prefix is a prompt
-            hidden = hidden + noisy.given.unsqueeze(-1) * self.given
-        logits = self._read_out(self.norm(self.denoiser(hidden, noisy)))
+        hidden, evidence = self._trunk(noisy)
+        logits = self._read_out(self.norm(hidden))
         if self.config.output_prior and evidence is not None:
             logits = logits + nn.functional.pad(evidence, (0, logits.shape[-1] - evidence.shape[-1]))
         allowed = torch.arange(logits.shape[-1], device=logits.device) < self.vocabulary
@@ -125,17 +124,45 @@ class DenoisingModel(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B L"]]:
         """sum of weight * -ln p(token), and -ln p(token) without gradient, 0 outside `rows`.
 
-        rows: flat places of the positions with a weight, -1 where there is none (see `Corrupted`).
+        rows: flat places of the positions with a weight, -1 where there is none (see `Corrupted`). The norm, the head
+        and the softmax run on them alone. The readout is a `posterior`, and the state has no evidence to add.
         """
-        losses = nn.functional.cross_entropy(self(noisy).logits.transpose(1, 2), tokens, reduction="none")
-        return (weight * losses).sum(), (losses * (weight != 0)).detach()
+        hidden, evidence = self._trunk(noisy)
+        if evidence is not None:
+            raise TypeError("weighted_cross_entropy: a Gaussian state's evidence belongs to the logits; call the model")
+        scored, places = rows >= 0, rows.clamp(min=0)
+        hidden = self.norm(hidden.flatten(0, 1).index_select(0, places))
+        loss, losses = row_cross_entropy(
+            hidden.to(self._head_precision(hidden)),
+            self.head,
+            tokens.flatten().index_select(0, places),
+            weight.flatten().index_select(0, places) * scored,
+            self.vocabulary,
+        )
+        # the fills go to a place of their own behind the last position
+        everywhere = losses.new_zeros(tokens.numel() + 1).scatter(0, rows.where(scored, tokens.numel()), losses)
+        return loss, everywhere[:-1].view(tokens.shape)
+
+    def _trunk(self, noisy: Noisy) -> tuple[Hidden, Logits | None]:
+        """What the denoiser says, before the last norm, and the state's own evidence of its tokens."""
+        hidden, evidence = self.embed(noisy, self.head.bias[: self.vocabulary])
+        if noisy.given is not None and not self.process.shifted:  # there every prefix is a prompt
+            hidden = hidden + noisy.given.unsqueeze(-1) * self.given
+        return self.denoiser(hidden, noisy), evidence
 
     def _read_out(self, hidden: Hidden) -> Logits:
-        """Logits in float32; outside training the product is float32 too, whatever the network's precision."""
-        if self.training:
-            return self.head(hidden).float()
+        """Logits, float32 or better."""
+        precision = self._head_precision(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(hidden.float())
+            kernel, bias = self.head.weight.to(precision), self.head.bias.to(precision)
+            logits = nn.functional.linear(hidden.to(precision), kernel, bias)
+        return logits.to(torch.promote_types(precision, torch.float32))
+
+    def _head_precision(self, hidden: Float[Tensor, "*n D"]) -> torch.dtype:
+        """Of the head's products: the network's in training; outside it the head's own, whatever the network's."""
+        device = hidden.device.type
+        narrow = self.training and torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if narrow else self.head.weight.dtype
 
     def count(self) -> dict[str, int]:
         """Parameters: total, embedding (token table, its projection and head), non_embedding."""
