@@ -60,6 +60,11 @@ class ExperimentConfig:
                 f"sampler '{name_of(self.sampler)}' cannot sample process '{process}': its step is made for "
                 f"{' or '.join(sampler.processes)}; set sampler={' or '.join(_samplers_of(process))}"
             )
+        if part_class(self.schedule).learned and not objective.trains_schedule(self.objective):
+            raise ValueError(
+                f"schedule '{name_of(self.schedule)}' has no meaning here: it is trained by the Gaussian bound alone; "
+                "expected objective gaussian with cross_entropy 0, or a fixed schedule"
+            )
         if objective.causal and not self.denoiser.is_causal():
             raise ValueError(
                 f"objective '{name_of(self.objective)}' needs a causal denoiser, and '{name_of(self.denoiser)}' sees "

@@ -79,6 +79,8 @@ class Objective(nn.Module, ABC):
     """What the model's last layer means: a key of `readouts.READOUTS`."""
     trains_bound: ClassVar[bool] = True
     """Whether the `nll` of its default config's training loss estimates the bound."""
+    reports_bound: ClassVar[bool] = True
+    """Whether there is a bound to report; where there is none, `measures` says what is reported instead."""
     causal: ClassVar[bool] = False
     """Whether the denoiser must not see later positions."""
     exact: ClassVar[bool] = False
@@ -100,8 +102,17 @@ class Objective(nn.Module, ABC):
         """The training loss of a batch, which may have been drawn already."""
 
     @abstractmethod
-    def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
-        """The bound of every sequence of a batch from `draws` stratified noise levels each."""
+    def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound | None:
+        """The bound of every sequence of a batch from `draws` stratified noise levels each; None where there is none."""
+
+    def measures(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> dict[str, Rows]:
+        """What is reported of every sequence instead of a bound, by name."""
+        return {}
+
+    @classmethod
+    def trains_schedule(cls, config: Any) -> bool:
+        """Whether a learned schedule can be trained along with an objective of this config."""
+        return False
 
     def bounded_by_process(self) -> "Objective":
         """The objective that defines the bound of this one's process, for a training loss that is none."""

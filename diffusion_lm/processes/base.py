@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from diffusion_lm.config import name_of
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Readout
 from diffusion_lm.schedules.base import NoiseSchedule
@@ -37,6 +38,11 @@ class Process(nn.Module, ABC):
 
     def __init__(self, config: Any, schedule: NoiseSchedule, vocabulary: int) -> None:
         super().__init__()
+        if self.discrete and schedule.learned:
+            raise ValueError(
+                f"schedule '{name_of(schedule.config)}' has no meaning for process '{name_of(config)}': it is trained by "
+                "the bound of a Gaussian process; take a fixed schedule"
+            )
         self.config = config
         self.schedule = schedule
         self.vocabulary = vocabulary

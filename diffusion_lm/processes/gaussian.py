@@ -1,12 +1,11 @@
 """gaussian: embedded tokens with Gaussian noise, x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) eps.
 
 Variance-preserving diffusion (Ho et al., arXiv 2006.11239; Kingma et al., arXiv 2107.00630) on token embeddings, as in
-Plaid (arXiv 2305.18619). The schedule is used between the times at which it crosses the ends of a finite log-SNR range,
-so that every term of the variational bound is finite: at `log_snr_max` a token is all but certain from its own vector,
-at `log_snr_min` the state is all but independent of the text.
+Plaid (arXiv 2305.18619). The schedule is used inside a finite log-SNR range, so that every term of the variational bound is
+finite: at `log_snr_max` a token is all but certain from its own vector, at `log_snr_min` the state is all but
+independent of the text. A fixed schedule is cut at the ends of the range; a learned one has ends of its own inside it.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +21,9 @@ from diffusion_lm.shapes import Float, Hidden, Tensor, Times, Tokens
 @dataclass(kw_only=True, slots=True)
 class GaussianConfig:
     log_snr_max: float = 3.0
-    """ln(alpha / (1 - alpha)) at t = 0."""
+    """ln(alpha / (1 - alpha)) at t = 0; a learned schedule's t = 0 lies below."""
     log_snr_min: float = -7.0
-    """ln(alpha / (1 - alpha)) at t = 1; the prior term is about D exp(log_snr_min) / 2 nats per token."""
+    """ln(alpha / (1 - alpha)) at t = 1; the prior term is at most about D exp(log_snr_min) / 2 nats per token."""
 
     def __post_init__(self) -> None:
         if not -40 <= self.log_snr_min < self.log_snr_max <= 30:
@@ -53,43 +52,27 @@ class Gaussian(Process):
     bound_objective = "gaussian"
 
     def __init__(self, config: GaussianConfig, schedule: NoiseSchedule, vocabulary: int) -> None:
-        super().__init__(config, schedule, vocabulary)
-        ends = torch.sigmoid(torch.tensor([config.log_snr_max, config.log_snr_min], dtype=torch.float64, device="cpu"))
-        start, end = (float(a) for a in ends.clamp(schedule.alpha_1, schedule.alpha_0))
-        if not start > end:
-            raise ValueError(
-                f"the schedule's alpha lies in [{schedule.alpha_1:g}, {schedule.alpha_0:g}], outside the log-SNR range"
-            )
-        limits = schedule.inverse(torch.tensor([start, end], dtype=torch.float64, device="cpu"))
-        self.t_start, self.t_end = (float(v) for v in limits)
-        self.log_snr_max, self.log_snr_min = (math.log(a / (1 - a)) for a in (start, end))
+        super().__init__(config, schedule.within(config.log_snr_max, config.log_snr_min), vocabulary)
+        self.log_snr_max, self.log_snr_min = self.schedule.log_snr_max, self.schedule.log_snr_min
 
     @property
     def symbols(self) -> int:
         return self.vocabulary
 
     def alpha(self, t: Times) -> Times:
-        return self.schedule.alpha(self.t_start + (self.t_end - self.t_start) * t)
+        return self.schedule.alpha(t)
 
     def log_snr(self, t: Times) -> Times:
         """ln(alpha_t / (1 - alpha_t)), finite for t in [0, 1]."""
-        return torch.logit(self.alpha(t))
-
-    def log_snr_prime(self, t: Times) -> Times:
-        """d log_snr / d t, negative."""
-        scale = self.t_end - self.t_start
-        inner = self.t_start + scale * t
-        alpha = self.schedule.alpha(inner)
-        return scale * self.schedule.alpha_prime(inner) / (alpha * (1 - alpha))
-
-    def time_of(self, log_snr: Times) -> Times:
-        """The time at which a log-SNR of the range is reached."""
-        inner = self.schedule.inverse(torch.sigmoid(log_snr))
-        return ((inner - self.t_start) / (self.t_end - self.t_start)).clamp(0.0, 1.0)
+        return self.schedule.log_snr(t)
 
     def noise_level(self, t: Times) -> Times:
-        """Where log_snr lies in its range: 0 at log_snr_max, 1 at log_snr_min."""
-        return (self.log_snr_max - self.log_snr(t)) / (self.log_snr_max - self.log_snr_min)
+        return self.level_of(self.log_snr(t))
+
+    def level_of(self, log_snr: Times) -> Times:
+        """What the network is told about a log-SNR: 0 at log_snr_max, 1 at log_snr_min, also where a learned schedule
+        does not use the whole range."""
+        return (self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)
 
     def encode(self, tokens: Tokens, table: Float[Tensor, "V D"]) -> Hidden:
         return torch.nn.functional.embedding(tokens, table)
@@ -103,6 +86,10 @@ class Gaussian(Process):
 
     def marginal(self, x_0: Hidden, t: Times) -> Normal:
         return _normal(x_0, self.alpha(t))
+
+    def marginal_at(self, x_0: Hidden, log_snr: Times) -> Normal:
+        """q(x_t | x_0) at the time that has this log-SNR."""
+        return _normal(x_0, torch.sigmoid(log_snr))
 
     def reverse(self, x_t: Hidden, prediction: Readout, t: Times, s: Times, table: Float[Tensor, "V D"]) -> Normal:
         """q(x_s | x_t, x_0 = x_0_hat) with x_0_hat = softmax(logits) @ table (Ho et al., equation 7)."""

@@ -140,9 +140,10 @@ def test_noise_level_rises_with_time_from_clean_to_noise(process):
     assert level.min() >= -1e-9
     assert level.max() <= 1 + 1e-9
     assert (level.diff() > 0).all()
-    assert abs(float(level[0])) < 1e-9
+    inside = 0.03 if process.schedule.learned else 0.0  # a learned schedule starts near the ends of the range
+    assert abs(float(level[0])) < inside + 1e-9
     alpha_1 = float(process.alpha(column(1.0, 1)))
-    assert abs(float(level[-1]) - 1) <= alpha_1 + 1e-9
+    assert abs(float(level[-1]) - 1) <= inside + alpha_1 + 1e-9
 
 
 def test_alpha_falls_within_the_schedules_ends(process):

@@ -1,0 +1,68 @@
+"""What the objectives of a Gaussian process share: states drawn at a log-SNR, and the one call of the network."""
+
+from dataclasses import dataclass
+
+import torch
+
+from diffusion_lm.model import DenoisingModel
+from diffusion_lm.noisy import Batch, Noisy
+from diffusion_lm.objectives.base import Objective
+from diffusion_lm.prompts import draw_given
+from diffusion_lm.random import Noise
+from diffusion_lm.readouts import Readout
+from diffusion_lm.shapes import Bool, Float, Given, Hidden, Rows, Tensor, Times
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """A training batch of a Gaussian process. scored: positions that are not given [B, L]; tokens: their number [B]."""
+
+    table: Float[Tensor, "V D"]
+    x_0: Hidden
+    noise: Noise
+    given: Given | None
+    scored: Bool[Tensor, "B L"]
+    tokens: Rows
+
+
+class GaussianObjective(Objective):
+    """An objective of embedded tokens. Networks are called in `_predict` and nowhere else."""
+
+    processes = ("gaussian",)
+    default_schedule = "cosine"
+
+    def _embedded(self, model: DenoisingModel, batch: Batch) -> Rolled:
+        """A training batch with its embeddings and its prompts."""
+        noise, table = self.training_noise.noise(batch), model.table()
+        given = draw_given(self.prompt, noise, batch.tokens.shape[1])
+        scored = torch.ones_like(batch.tokens, dtype=torch.bool) if given is None else ~given
+        x_0 = self.process.encode(batch.tokens, table)
+        return Rolled(table, x_0, noise, given, scored, scored.sum(1).to(torch.float32))
+
+    def _predict(
+        self, model: DenoisingModel, x_0: Hidden, log_snr: Times, noise: Noise, given: Given | None
+    ) -> Readout:
+        """What the network says of x_0 from a state drawn at that log-SNR."""
+        x_t = self.process.marginal_at(x_0, log_snr).sample(noise)
+        if given is not None:
+            x_t = torch.where(given.unsqueeze(-1), x_0, x_t)
+        return model(Noisy(x_t, self.process.level_of(log_snr), given))
+
+    def _recoverable(self, table: Float[Tensor, "V D"], log_snr: Times) -> Float[Tensor, ""]:
+        """Share of times at which a token can be told from its own noisy vector alone, whatever stands beside it.
+
+        Nearest-neighbour decoding of V random vectors of norm R succeeds at signal-to-noise ratios above 2 ln V / R^2.
+        """
+        vectors = table[: self.process.vocabulary].detach().double()
+        point = 2 * torch.log(torch.full_like(vectors[0, 0], len(vectors))) / vectors.square().sum(1).mean()
+        return (log_snr.detach().exp() >= point).to(torch.float32).mean()
+
+
+def squared_error(prediction: Readout, x_0: Hidden, table: Float[Tensor, "V D"]) -> Float[Tensor, "B L"]:
+    """|x_0 - x_0_hat|^2 per position."""
+    return (x_0.float() - prediction.estimate(table)).square().sum(-1)
+
+
+def variance(per_row: Rows) -> Float[Tensor, ""]:
+    """Unbiased variance over rows, 0 for a row alone."""
+    return per_row.var() if len(per_row) > 1 else torch.zeros_like(per_row[0])
