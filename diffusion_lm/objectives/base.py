@@ -103,7 +103,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound | None:
-        """The bound of every sequence of a batch from `draws` stratified noise levels each; None where there is none."""
+        """The bound of every sequence of a batch from `draws` stratified noise levels each, None without a bound."""
 
     def measures(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> dict[str, Rows]:
         """What is reported of every sequence instead of a bound, by name."""

@@ -40,8 +40,8 @@ class Process(nn.Module, ABC):
         super().__init__()
         if self.discrete and schedule.learned:
             raise ValueError(
-                f"schedule '{name_of(schedule.config)}' has no meaning for process '{name_of(config)}': it is trained by "
-                "the bound of a Gaussian process; take a fixed schedule"
+                f"schedule '{name_of(schedule.config)}' has no meaning for process '{name_of(config)}': it is trained "
+                "by the bound of a Gaussian process; take a fixed schedule"
             )
         self.config = config
         self.schedule = schedule

@@ -1,8 +1,8 @@
 """gaussian: embedded tokens with Gaussian noise, x_t = sqrt(alpha_t) x_0 + sqrt(1 - alpha_t) eps.
 
 Variance-preserving diffusion (Ho et al., arXiv 2006.11239; Kingma et al., arXiv 2107.00630) on token embeddings, as in
-Plaid (arXiv 2305.18619). The schedule is used inside a finite log-SNR range, so that every term of the variational bound is
-finite: at `log_snr_max` a token is all but certain from its own vector, at `log_snr_min` the state is all but
+Plaid (arXiv 2305.18619). The schedule is used inside a finite log-SNR range, so that every term of the variational
+bound is finite: at `log_snr_max` a token is all but certain from its own vector, at `log_snr_min` the state is all but
 independent of the text. A fixed schedule is cut at the ends of the range; a learned one has ends of its own inside it.
 """
 

@@ -3,16 +3,16 @@
 g is a monotone network, g(t) = (h(t) - h(0)) / (h(1) - h(0)) with h(t) = w_0 t + sum_k w_k sigmoid(b_k (t - c_k)) and
 w, b > 0 (VDM, arXiv 2107.00630, appendix H; Plaid, arXiv 2305.18619, section 3.2). It starts as g(t) = t, nearly.
 
-Only the ends matter for the bound: its diffusion term is an integral over the log-SNR, whatever the pace at which t runs
-through it. So lambda_0 and lambda_1 get the bound's gradient, as the network does. The pace decides how far the terms
-of single rows scatter about the integral, and g is trained to lower that: as the mean of l_i, a row's diffusion term, is
-fixed, the variance falls with the mean of l_i^2, whose gradient is
+Only the ends matter for the bound: its diffusion term is an integral over the log-SNR, whatever the pace at which t
+runs through it. So lambda_0 and lambda_1 get the bound's gradient, as the denoiser does. The pace decides how far the
+terms of single rows scatter about the integral, and g is trained to lower that: as the mean of l_i, a row's diffusion
+term, is fixed, the variance falls with the mean of l_i^2, whose gradient is
 
     d/dg mean(l_i^2) = mean(2 l_i dl_i/dg).
 
-A row's loss sees g through its own two numbers g(t_i) and g'(t_i) alone. So one backward pass of the bound is enough: it
-brings dl_i/dg(t_i) and dl_i/dg'(t_i), and a hook multiplies them by 2 l_i (`Ranged.drawn`) on their way to the network
-of g. The denoiser's gradient and that of the ends pass beside the hook.
+A row's loss sees g through its own two numbers g(t_i) and g'(t_i) alone. So one backward pass of the bound is enough:
+it brings dl_i/dg(t_i) and dl_i/dg'(t_i), and a hook multiplies them by 2 l_i (`Ranged.drawn`) on their way to the
+network of g. The gradients of the denoiser and of the ends pass beside the hook.
 
 Each end stays in its own half of the log-SNR range that the process allows. All arithmetic is float64.
 """
