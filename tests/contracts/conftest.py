@@ -107,7 +107,7 @@ class Oracle(Fake):
 
     def forward(self, noisy: Noisy) -> Prediction:
         self.calls += 1
-        levels, row = noisy.noise_level.double().flatten().unique(return_inverse=True)
+        levels, row = noisy.noise_level.double().unique(return_inverse=True)
         evidence = self._evidence(noisy, time_of(self.process, levels)[row])
         weight = (evidence - evidence.amax(1, keepdim=True)).exp() * self.probabilities[:, None]  # [B, S, L]
         said = torch.nn.functional.one_hot(self.sequences, self.process.symbols + PADDING).double()
@@ -168,8 +168,8 @@ def small_model(process, denoiser: str = "transformer", seed: int = 0, objective
 
 
 def changed(said, change):
-    """A prediction whose one tensor is changed by a function."""
-    (name,) = (f.name for f in fields(said))
+    """A prediction whose tensor, the last layer's, is changed by a function."""
+    name = fields(said)[0].name
     return replace(said, **{name: change(getattr(said, name))})
 
 

@@ -233,7 +233,7 @@ def test_training_nll_averages_to_the_bound(pair, tools):
     """With every term of the loss on; the share of the range that training leaves out is far below the error."""
     name, process = pair
     model = tools.small_model(process, objective=name)
-    tools.shaken(model.head, size=0.1)
+    tools.shaken(model.head, size=0.05)
     rows, batch = 6000, batch_of(6000, seed=3)
     settings = {"t_min": 1e-6} if "t_min" in {f.name for f in fields(config_class("objectives", name))} else {}
     objective = tools.objective_of(name, process, global_batch=rows, **settings, **all_weights(name))
@@ -241,7 +241,7 @@ def test_training_nll_averages_to_the_bound(pair, tools):
     trained = objective(model, batch).nll.double()
     bound = objective.bound(model, batch, tools.rows_noise(rows, seed=5), 4).nll.double()
     error = math.sqrt((trained.var() + bound.var()) / rows)
-    assert error < 0.03 * float(bound.mean())
+    assert error < 0.04 * float(bound.mean())
     assert abs(float(trained.mean() - bound.mean())) < 4 * error + 1e-9
 
 

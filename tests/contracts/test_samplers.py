@@ -1,5 +1,7 @@
 """Every sampler with every process that it names: law of its samples, given positions, rows, network calls."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
@@ -21,6 +23,11 @@ def pair(request, tools):
     """(config class of the sampler, process)"""
     sampler, process = request.param
     return config_class("samplers", sampler), tools.process_of(process, default_schedule(process))
+
+
+def built(config, process, steps: int):
+    """A sampler of that many steps, where it leaves their number open."""
+    return build(config(**({"num_steps": steps} if "num_steps" in {f.name for f in fields(config)} else {})), process)
 
 
 def markov(tools) -> tuple[torch.Tensor, torch.Tensor]:
@@ -47,7 +54,7 @@ def test_samples_of_independent_tokens_have_their_law(pair, tools):
     config, process = pair
     sequences, probabilities = tools.factorised(4, LENGTH)
     oracle = tools.Oracle(process, sequences, probabilities)
-    sample = generate(build(config(num_steps=STEPS), process), oracle, tools.rows_noise(2000), LENGTH)
+    sample = generate(built(config, process, STEPS), oracle, tools.rows_noise(2000), LENGTH)
     assert tools.chi_square(counts(sequences, sample.tokens), probabilities) > 1e-4
 
 
@@ -55,7 +62,7 @@ def test_samples_of_a_markov_chain_have_its_law(pair, tools):
     config, process = pair
     sequences, probabilities = markov(tools)
     oracle = tools.Oracle(process, sequences, probabilities)
-    sample = generate(build(config(num_steps=STEPS), process), oracle, tools.rows_noise(1000, seed=1), LENGTH)
+    sample = generate(built(config, process, STEPS), oracle, tools.rows_noise(1000, seed=1), LENGTH)
     assert tools.chi_square(counts(sequences, sample.tokens), probabilities) > 1e-4
 
 
@@ -64,10 +71,11 @@ def test_given_positions_stay_and_condition_the_others(pair, tools, given):
     config, process = pair
     sequences, probabilities = markov(tools)
     prompt, given = torch.tensor([[1, 2]]), torch.tensor([given])
-    matches = ((sequences == prompt) | ~given).all(1)
+    knows = given if not process.shifted else given & given.cumprod(1).bool()  # in reading order: what comes before
+    matches = ((sequences == prompt) | ~knows).all(1)
     conditional = torch.where(matches, probabilities, 0.0)
     sample = generate(
-        build(config(num_steps=STEPS), process),
+        built(config, process, STEPS),
         tools.Oracle(process, sequences, probabilities),
         tools.rows_noise(1000, seed=2),
         LENGTH,
@@ -75,6 +83,11 @@ def test_given_positions_stay_and_condition_the_others(pair, tools, given):
         given.expand(1000, -1),
     )
     assert ((sample.tokens == prompt) | ~given).all()
+    if process.shifted:  # what comes after is put in its place
+        conditional = sum(
+            torch.where((sequences == torch.where(given, prompt, row)).all(1), p, 0.0)
+            for row, p in zip(sequences, conditional, strict=True)
+        )
     assert tools.chi_square(counts(sequences, sample.tokens), conditional / conditional.sum()) > 1e-4
 
 
@@ -86,7 +99,7 @@ def test_a_sample_is_text_without_mask_or_padding(pair, tools, steps, denoiser):
     model = tools.Oracle(process, sequences, probabilities)
     if denoiser == "network":
         model = tools.shaken(tools.small_model(process))
-    tokens = generate(build(config(num_steps=steps), process), model, tools.rows_noise(200), LENGTH).tokens
+    tokens = generate(built(config, process, steps), model, tools.rows_noise(200), LENGTH).tokens
     assert tokens.shape == (200, LENGTH)
     assert tokens.dtype == torch.long
     assert tokens.min() >= 0
@@ -97,14 +110,16 @@ def test_a_sample_is_text_without_mask_or_padding(pair, tools, steps, denoiser):
 def test_network_calls_are_counted_per_row(pair, tools, steps):
     config, process = pair
     oracle = tools.Oracle(process, *tools.factorised(4, LENGTH))
-    sample = generate(build(config(num_steps=steps), process), oracle, tools.rows_noise(7), LENGTH)
+    sampler = built(config, process, steps)
+    sample = generate(sampler, oracle, tools.rows_noise(7), LENGTH)
     assert sample.calls.tolist() == [oracle.calls] * 7
+    steps = getattr(sampler.config, "num_steps", LENGTH)
     assert steps <= oracle.calls <= steps + 1
 
 
 def test_a_row_alone_is_the_row_in_the_batch(pair, tools):
     config, process = pair
-    sampler = build(config(num_steps=6), process)
+    sampler = built(config, process, 6)
     model = tools.shaken(tools.small_model(process)).eval()
     prompt = torch.tensor([[0, 0, 2, 1, 0]]).expand(6, -1)
     given = torch.tensor([[True, False, True, False, False]]).expand(6, -1)
@@ -120,7 +135,7 @@ def test_a_row_alone_is_the_row_in_the_batch(pair, tools):
 def test_the_seed_decides(pair, tools):
     config, process = pair
     oracle = tools.Oracle(process, *tools.factorised(4, LENGTH))
-    sampler = build(config(num_steps=4), process)
+    sampler = built(config, process, 4)
     first, again, other = (generate(sampler, oracle, tools.rows_noise(40, seed=s), LENGTH).tokens for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -131,7 +146,7 @@ def test_everything_given_comes_back(pair, tools):
     prompt = torch.tensor([[2, 1], [0, 0]])
     oracle = tools.Oracle(process, *tools.factorised(4, LENGTH))
     sample = generate(
-        build(config(num_steps=3), process),
+        built(config, process, 3),
         oracle,
         tools.rows_noise(2),
         LENGTH,
@@ -143,6 +158,8 @@ def test_everything_given_comes_back(pair, tools):
 
 @pytest.mark.parametrize("name", variants("samplers"))
 def test_an_empty_time_grid_is_refused(name):
+    if "num_steps" not in {f.name for f in fields(config_class("samplers", name))}:
+        return
     with pytest.raises(ValueError, match="num_steps: got 0, expected at least 1"):
         config_class("samplers", name)(num_steps=0)
 

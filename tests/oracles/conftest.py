@@ -52,11 +52,24 @@ class Source:
         return table
 
 
-class MaskedTable(DenoisingModel):
+class Known(DenoisingModel):
+    """A model without a network."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def weighted_cross_entropy(self, noisy: Noisy, tokens: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor):
+        """Over all positions, in float64."""
+        losses = -self(noisy).logits.double().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        losses = torch.where(weight != 0, losses, 0.0)
+        return (weight * losses).sum().float(), losses.detach().float()
+
+
+class MaskedTable(Known):
     """A model that looks its prediction up by the masked state alone. probabilities: [(V + 1)^L, L, V]"""
 
     def __init__(self, probabilities: torch.Tensor) -> None:
-        torch.nn.Module.__init__(self)
+        super().__init__()
         self.logits = probabilities.log()
         self.place = (probabilities.shape[2] + 1) ** torch.arange(probabilities.shape[1] - 1, -1, -1)
 
@@ -67,7 +80,7 @@ class MaskedTable(DenoisingModel):
         return Prediction(self.logits[(noisy.x * self.place).sum(1)])
 
 
-class GaussianPosterior(DenoisingModel):
+class GaussianPosterior(Known):
     """The exact p(x_0^i | x_t) of a source whose tokens are vectors, by Bayes' rule. With a `sharpness` but 1, wrong.
 
     ends: (log_snr_max, log_snr_min), between which the noise level runs linearly from 0 to 1.
@@ -76,7 +89,7 @@ class GaussianPosterior(DenoisingModel):
     def __init__(
         self, source: Source, vectors: torch.Tensor, ends: tuple[float, float], sharpness: float = 1.0
     ) -> None:
-        torch.nn.Module.__init__(self)
+        super().__init__()
         self.source, self.vectors, self.ends, self.sharpness = source, vectors, ends, sharpness
 
     def table(self) -> torch.Tensor:
@@ -118,6 +131,7 @@ def toy() -> SimpleNamespace:
     """Everything above."""
     return SimpleNamespace(
         Source=Source,
+        Known=Known,
         MaskedTable=MaskedTable,
         GaussianPosterior=GaussianPosterior,
         polygon=polygon,
