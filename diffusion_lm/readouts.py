@@ -4,16 +4,18 @@ An objective names its readout; it belongs to the trained model. `posterior`: so
 tokens. `score`: exp(logits), times a known factor, are the ratios p_t(x with token v at i) / p_t(x) of score entropy.
 `vector`: the last layer is x_0_hat itself (DIMBA's literal form).
 
-Processes ask a prediction for what they need: a discrete one for a `posterior`, a Gaussian one for an `estimate`.
+Processes ask a prediction for what they need: a discrete one for a `posterior`, a Gaussian one for an `estimate`, and
+for the tokens at the end.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
-from diffusion_lm.shapes import Float, Hidden, Logits, State, Tensor, Times
+from diffusion_lm.random import Noise, Stream, categorical
+from diffusion_lm.shapes import Float, Hidden, Logits, State, Tensor, Times, Tokens
 
 
 @runtime_checkable
@@ -27,6 +29,9 @@ class ReadsScores(Protocol):
 class Readout(ABC):
     """What a denoising model says."""
 
+    over_tokens: ClassVar[bool] = True
+    """Whether the last layer has an output per token (else one per dimension of the token vectors)."""
+
     @abstractmethod
     def posterior(self, process: ReadsScores, x_t: State, t: Times) -> "Prediction":
         """As a distribution over tokens. Raises `TypeError` where it is none."""
@@ -34,6 +39,17 @@ class Readout(ABC):
     @abstractmethod
     def estimate(self, table: Float[Tensor, "V D"]) -> Hidden:
         """As x_0_hat, for token vectors `table`. Raises `TypeError` where it is none."""
+
+    def draw(self, noise: Noise) -> Tokens:
+        """A token for every position. Raises `TypeError` where nothing says which."""
+        raise TypeError(f"{type(self).__name__.lower()} says nothing of tokens without its process")
+
+    @abstractmethod
+    def guided(self, free: "Readout", weight: float) -> "Readout":
+        """What a condition says, more of it: free + (1 + weight) (self - free), `free` being said without it.
+
+        In log space for probabilities and scores (Ho and Salimans, arXiv 2207.12598, equation 6).
+        """
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,15 @@ class Prediction(Readout):
         with torch.autocast(table.device.type, enabled=False):
             return self.probabilities()[..., : len(table)] @ table
 
+    def draw(self, noise: Noise) -> Tokens:
+        """From softmax(logits), with one float64 uniform for every position."""
+        probabilities = torch.softmax(self.logits.to(torch.float64), -1)
+        return categorical(probabilities, noise.uniform(Stream.TOKEN, probabilities.shape[1]))
+
+    def guided(self, free: "Prediction", weight: float) -> "Prediction":
+        shown, other = (torch.log_softmax(said.logits, -1) for said in (self, free))
+        return Prediction(_further(shown, other, weight))
+
 
 @dataclass(frozen=True)
 class Scores(Readout):
@@ -67,18 +92,43 @@ class Scores(Readout):
     def estimate(self, table: Float[Tensor, "V D"]) -> Hidden:
         raise TypeError("readout 'score' has no x_0_hat")
 
+    def guided(self, free: "Scores", weight: float) -> "Scores":
+        return Scores(_further(self.logits, free.logits, weight))
+
 
 @dataclass(frozen=True)
 class Vector(Readout):
-    """x_0_hat itself. [B, L, D]"""
+    """x_0_hat itself, and the token vectors that it is rounded to."""
 
     x_0: Hidden
+    table: Float[Tensor, "V D"]
+
+    over_tokens = False
 
     def posterior(self, process: ReadsScores, x_t: State, t: Times) -> Prediction:
         raise TypeError("readout 'vector' is no distribution over tokens")
 
     def estimate(self, table: Float[Tensor, "V D"]) -> Hidden:
         return self.x_0
+
+    def closeness(self) -> Float[Tensor, "B L V"]:
+        """-|x_0_hat - e_v|^2 / 2 for every token v, up to a constant, float32."""
+        table = self.table.float()
+        with torch.autocast(table.device.type, enabled=False):
+            return self.x_0.float() @ table.T - 0.5 * table.square().sum(1)
+
+    def draw(self, noise: Noise) -> Tokens:
+        """The nearest token."""
+        return self.closeness().argmax(-1)
+
+    def guided(self, free: "Vector", weight: float) -> "Vector":
+        return replace(self, x_0=self.x_0 + weight * (self.x_0 - free.x_0))
+
+
+def _further(shown: Float[Tensor, "*n V"], free: Float[Tensor, "*n V"], weight: float) -> Float[Tensor, "*n V"]:
+    """shown + weight (shown - free) in log space; what either excludes stays as the condition says it."""
+    both = shown.isfinite() & free.isfinite()
+    return torch.where(both, shown + weight * (shown - free), shown)
 
 
 READOUTS: dict[str, type[Readout]] = {"posterior": Prediction, "score": Scores, "vector": Vector}

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from diffusion_lm.processes.base import Distribution, Process
-from diffusion_lm.random import Noise, Stream, categorical
+from diffusion_lm.random import Noise, Stream
 from diffusion_lm.readouts import Prediction, Readout
 from diffusion_lm.schedules.base import NoiseSchedule
 from diffusion_lm.shapes import Bool, Float, Logits, Tensor, Times, Tokens
@@ -89,7 +89,7 @@ class Jump(Distribution):
         length = self.x_t.shape[1]
         moved = torch.where(
             noise.uniform(Stream.SOURCE, length) < self.masses.alpha,
-            draw_tokens(self.prediction, noise),
+            self.prediction.draw(noise),
             self.process.draw_noise(self.x_t, self._mask_share(), noise),
         )
         return torch.where(noise.uniform(Stream.CHANGE, length) < self.change, moved, self.x_t)
@@ -105,12 +105,6 @@ def noise_table(mask_share: Times, process: "DiscreteProcess", symbols: int) -> 
     if process.symbols > process.vocabulary:
         table[..., process.mask_id] = mask_share
     return table
-
-
-def draw_tokens(prediction: Prediction, noise: Noise) -> Tokens:
-    """A token for every position from softmax(logits), with one float64 uniform each."""
-    probabilities = torch.softmax(prediction.logits.to(torch.float64), -1)
-    return categorical(probabilities, noise.uniform(Stream.TOKEN, probabilities.shape[1]))
 
 
 class DiscreteProcess(Process):
@@ -192,7 +186,7 @@ class DiscreteProcess(Process):
         posterior, masses = prediction.posterior(self, x, start), self.masses(start)
         change = masses.of(x, self.mask_id) / self._predicted(posterior, x, start)
         change = change.masked_fill(self.is_masked(x), 1.0)
-        return torch.where(noise.uniform(Stream.CHANGE, x.shape[1]) < change, draw_tokens(posterior, noise), x)
+        return torch.where(noise.uniform(Stream.CHANGE, x.shape[1]) < change, posterior.draw(noise), x)
 
     def holds_tokens(self, x: Tokens) -> bool:
         start = self.masses(torch.zeros(1, 1, dtype=torch.float64, device=x.device))

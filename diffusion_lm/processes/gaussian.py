@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm.discrete.process import draw_tokens
 from diffusion_lm.processes.base import Distribution, Process
 from diffusion_lm.random import Noise, Stream
-from diffusion_lm.readouts import Prediction, Readout
+from diffusion_lm.readouts import Readout
 from diffusion_lm.schedules.base import NoiseSchedule
 from diffusion_lm.shapes import Float, Hidden, Tensor, Times, Tokens
 
@@ -101,8 +100,8 @@ class Gaussian(Process):
         mean = _channel(from_state, x_t) * x_t + _channel(from_estimate, x_t) * prediction.estimate(table)
         return Normal(mean, std.unsqueeze(-1))
 
-    def decode(self, x: Hidden, prediction: Prediction, noise: Noise) -> Tokens:
-        return draw_tokens(prediction, noise)
+    def decode(self, x: Hidden, prediction: Readout, noise: Noise) -> Tokens:
+        return prediction.draw(noise)
 
     def holds_tokens(self, x: Hidden) -> bool:
         return False

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm.discrete.process import draw_tokens
 from diffusion_lm.processes.base import Distribution, Process
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Prediction, Readout
@@ -42,7 +41,7 @@ class Shown(Distribution):
     def sample(self, noise: Noise) -> Tokens:
         if self.prediction is None:
             return self.x
-        return torch.where(self.drawn, draw_tokens(self.prediction, noise), self.x)
+        return torch.where(self.drawn, self.prediction.draw(noise), self.x)
 
 
 class LeftToRight(Process):
@@ -88,7 +87,7 @@ class LeftToRight(Process):
         return Shown(x_t, new, prediction)
 
     def decode(self, x: Tokens, prediction: Readout, noise: Noise) -> Tokens:
-        return torch.where(x == self.mask_id, draw_tokens(prediction, noise), x)
+        return torch.where(x == self.mask_id, prediction.draw(noise), x)
 
     def holds_tokens(self, x: Tokens) -> bool:
         return not bool((x == self.mask_id).any())
