@@ -18,8 +18,10 @@ from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted
 from diffusion_lm.processes.base import Process
 from diffusion_lm.prompts import PromptConfig
-from diffusion_lm.random import Noise, stratified_times
+from diffusion_lm.random import Noise
 from diffusion_lm.shapes import Float, Rows, Tensor, Times
+from diffusion_lm.times.base import TimeSampler
+from diffusion_lm.times.stratified import Stratified, StratifiedConfig
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,22 @@ class Bound:
 
 @dataclass(frozen=True)
 class TrainingNoise:
-    """Where training noise comes from: the seed, and the global batch over which times are stratified."""
+    """Where training noise comes from: the seed, and how times are drawn for the rows of a global batch.
+
+    Raises `ValueError` for a global batch that the time sampler cannot serve.
+    """
 
     seed: int
     global_batch: int
+    time_sampler: TimeSampler = field(default_factory=lambda: Stratified(StratifiedConfig()))
+
+    def __post_init__(self) -> None:
+        self.time_sampler.check(self.global_batch)
 
     def times(self, batch: Batch) -> tuple[Times, Times]:
-        """One time in [0, 1) per row, stratified over the global batch, and 1 / its density. [B, 1] float64 each"""
-        t = stratified_times(batch.position, self.global_batch, self.seed).unsqueeze(1)
-        return t, torch.ones_like(t)
+        """One time in [0, 1] per row, and 1 / its density in the range that is trained on. [B, 1] float64 each"""
+        t, weight = self.time_sampler.draw(batch.position, self.global_batch, self.seed)
+        return t.unsqueeze(1), weight.unsqueeze(1)
 
     def noise(self, batch: Batch) -> Noise:
         """The rows' noise."""
@@ -83,6 +92,8 @@ class Objective(nn.Module, ABC):
     """Whether there is a bound to report; where there is none, `measures` says what is reported instead."""
     causal: ClassVar[bool] = False
     """Whether the denoiser must not see later positions."""
+    shows_answer: ClassVar[bool] = False
+    """Whether it can show a prompt encoder the answer in training (`prompt.leak`)."""
     exact: ClassVar[bool] = False
     """Whether what is reported is the negative log-likelihood itself and not a bound."""
 

@@ -26,8 +26,8 @@ class CosineMd4(NoiseSchedule):
     alpha_0, alpha_1 = 1.0, 0.0
 
     def alpha(self, t: Time) -> Time:
-        # 1 - cos(x) = 2 sin^2(x / 2) keeps its digits where alpha is small
-        return (2 * torch.sin(RATE / 2 * (1 - t)) ** 2).clamp(max=1.0)
+        # exact at both ends: 1 - cos(x) = 2 sin^2(x / 2) keeps its digits where alpha is small
+        return torch.where(t < 0.5, 1 - torch.sin(RATE * t), 2 * torch.sin(RATE / 2 * (1 - t)) ** 2)
 
     def alpha_prime(self, t: Time) -> Time:
         return -RATE * torch.sin(RATE * (1 - t))
