@@ -9,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_lm.config import config_class, from_tree, merge, name_of, part, part_class, to_tree, variants
+from diffusion_lm.config import build, config_class, from_tree, merge, name_of, part, part_class, to_tree, variants
 from diffusion_lm.data.info import TokenDataConfig
 from diffusion_lm.errors import UserError, did_you_mean
 from diffusion_lm.files import write_text
@@ -38,6 +38,8 @@ class ExperimentConfig:
     """auto: the objective's own."""
     schedule: Any = part("schedules")
     """auto: the objective's own."""
+    times: Any = part("times", "stratified")
+    """How the times of training are drawn."""
     sampler: Any = part("samplers", "ancestral")
     prompt: PromptConfig = field(default_factory=PromptConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -65,11 +67,22 @@ class ExperimentConfig:
                 f"schedule '{name_of(self.schedule)}' has no meaning here: it is trained by the Gaussian bound alone; "
                 "expected objective gaussian with cross_entropy 0, or a fixed schedule"
             )
+        if self.prompt.leak and not (part_class(self.denoiser).encodes_prompts and objective.shows_answer):
+            raise ValueError(
+                f"prompt.leak: got true for denoiser '{name_of(self.denoiser)}' and objective "
+                f"'{name_of(self.objective)}'; expected a prompt encoder (dimba) and a Gaussian objective, or false"
+            )
         if objective.causal and not self.denoiser.is_causal():
             raise ValueError(
                 f"objective '{name_of(self.objective)}' needs a causal denoiser, and '{name_of(self.denoiser)}' sees "
                 "later positions; set denoiser.mixer.causal=true (transformer) or denoiser.mixer=mamba2 (mamba)"
             )
+        if self.model.self_conditioning and part_class(self.process).discrete:
+            raise ValueError(
+                f"model.self_conditioning: got {self.model.self_conditioning} with process '{process}', whose states "
+                "are ids; expected 0, or a process of embedded tokens (objective=gaussian)"
+            )
+        build(self.times).check(self.training.batch_size)
         if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(
                 f"name: got '{self.name}', expected a name, which may have folders: runs/NAME is the run's"

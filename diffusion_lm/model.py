@@ -1,4 +1,4 @@
-"""The denoising model: embed the state, run the denoiser, read out logits.
+"""The denoising model: embed the state, run the denoiser, read out logits or, for the readout `vector`, x_0_hat itself.
 
 Discrete states look their embedding up; Gaussian states are vectors already and are projected to the trunk's width. A
 Gaussian model's token table has rows of norm sqrt(D), so that the schedule's signal-to-noise ratio means something and
@@ -6,7 +6,7 @@ the embeddings cannot collapse; its logits start from the token evidence that th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,10 +28,15 @@ class ModelConfig:
     """Width of the residual stream, the same for every denoiser."""
     embedding_dim: int = 16
     """Dimensions D of a Gaussian process's token embeddings."""
+    normalise_embeddings: bool = True
+    """Gaussian: token vectors of norm sqrt(D); free ones start near it and may shrink together."""
     output_prior: bool = True
-    """Gaussian: add ln q(x_t | token) to the logits (Plaid, arXiv 2305.18619, section 3.3)."""
+    """Gaussian: add ln q(x_t | token) to the logits, if the readout has any (Plaid, arXiv 2305.18619, section 3.3)."""
     local_estimate: bool = True
     """Gaussian: show the trunk, beside x_t, what x_t alone says of x_0: softmax(ln q(x_t | token) + bias) @ table."""
+    self_conditioning: float = 0.0
+    """Gaussian: share of the training rows that see the model's own first estimate of x_0; above 0 the bound and the
+    samplers always show it one (`self_conditioning`)."""
     pad_vocabulary_to: int = 8
     """Logits are padded to a multiple of this; the padding has probability 0."""
 
@@ -39,6 +44,11 @@ class ModelConfig:
         for name in ("d_model", "embedding_dim", "pad_vocabulary_to"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.self_conditioning < 1:
+            raise ValueError(
+                f"self_conditioning: got {self.self_conditioning}, expected 0 or more and less than 1: the rows that "
+                "see no estimate train the network to make the first one"
+            )
 
 
 def padded(symbols: int, multiple: int) -> int:
@@ -67,16 +77,20 @@ class TokenLookup(nn.Module):
 
 
 class TokenVectors(nn.Module):
-    """Gaussian states: a token table with rows of norm sqrt(D), and the way of noisy vectors into the trunk."""
+    """Gaussian states: a token table, with rows of norm sqrt(D) or free, and the vectors' way into the trunk."""
 
     def __init__(self, config: ModelConfig, process: Process) -> None:
         super().__init__()
         self.config, self.process = config, process
         self.weight = nn.Parameter(torch.randn(process.symbols, config.embedding_dim))
         self.project = nn.Linear((2 if config.local_estimate else 1) * config.embedding_dim, config.d_model)
+        conditioned = config.embedding_dim if config.self_conditioning else 0
+        self.own_estimate = nn.Parameter(torch.zeros(conditioned, config.d_model)) if conditioned else None
 
     def table(self) -> Float[Tensor, "V D"]:
-        """The vectors, normalised, float32."""
+        """The vectors, float32."""
+        if not self.config.normalise_embeddings:
+            return self.weight.float()
         return nn.functional.normalize(self.weight.float(), dim=1) * math.sqrt(self.weight.shape[1])
 
     def forward(self, noisy: Noisy, bias: Float[Tensor, "V"]) -> tuple[Hidden, Logits]:
@@ -84,26 +98,35 @@ class TokenVectors(nn.Module):
         table = self.table()
         level = noisy.noise_level if noisy.given is None else noisy.noise_level.where(~noisy.given, 0.0)
         evidence = self.process.token_evidence(noisy.x, level, table)
-        if not self.config.local_estimate:
-            return self.project(noisy.x).float(), evidence
-        local = torch.softmax(evidence + bias.float(), -1) @ table
-        return self.project(torch.cat((noisy.x, local.to(noisy.x.dtype)), -1)).float(), evidence
+        state = noisy.x
+        if self.config.local_estimate:
+            local = torch.softmax(evidence + bias.float(), -1) @ table
+            state = torch.cat((state, local.to(state.dtype)), -1)
+        hidden = self.project(state).float()
+        if self.own_estimate is None:
+            return hidden, evidence
+        estimate = torch.zeros_like(noisy.x) if noisy.self_condition is None else noisy.self_condition
+        return hidden + estimate @ self.own_estimate, evidence
 
 
 class DenoisingModel(nn.Module):
     """What objectives and samplers see: `Noisy` in, a readout's prediction out."""
 
+    self_conditioning: float = 0.0
+    """Share of the training rows that see an estimate of the model's own; 0: it is never shown one."""
+
     def __init__(self, config: ModelConfig, denoiser: Any, process: Process, readout: str = "posterior") -> None:
         super().__init__()
         self.readout = READOUTS[readout]
         self.config = config
+        self.self_conditioning = config.self_conditioning
         self.process = process
         self.vocabulary = process.vocabulary
         self.embed = (TokenLookup if process.discrete else TokenVectors)(config, process)
         self.given = nn.Parameter(torch.zeros(config.d_model))
         self.denoiser: Denoiser = build(denoiser, config.d_model)
         self.norm = rms_norm(config.d_model)
-        self.head = nn.Linear(config.d_model, padded(process.symbols, config.pad_vocabulary_to))
+        self.head = nn.Linear(config.d_model, head_outputs(config, process, readout))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -114,6 +137,8 @@ class DenoisingModel(nn.Module):
     def forward(self, noisy: Noisy) -> Readout:
         hidden, evidence = self._trunk(noisy)
         logits = self._read_out(self.norm(hidden))
+        if not self.readout.over_tokens:
+            return self.readout(logits, self.table())
         if self.config.output_prior and evidence is not None:
             logits = logits + nn.functional.pad(evidence, (0, logits.shape[-1] - evidence.shape[-1]))
         allowed = torch.arange(logits.shape[-1], device=logits.device) < self.vocabulary
@@ -145,7 +170,11 @@ class DenoisingModel(nn.Module):
 
     def _trunk(self, noisy: Noisy) -> tuple[Hidden, Logits | None]:
         """What the denoiser says, before the last norm, and the state's own evidence of its tokens."""
-        hidden, evidence = self.embed(noisy, self.head.bias[: self.vocabulary])
+        bias = self.head.bias if self.readout.over_tokens else self.head.bias.new_zeros(self.vocabulary)
+        hidden, evidence = self.embed(noisy, bias[: self.vocabulary])
+        if noisy.answer is not None:
+            clean = replace(noisy, x=noisy.answer, noise_level=torch.zeros_like(noisy.noise_level))
+            noisy = replace(noisy, answer=self.embed(clean, bias[: self.vocabulary])[0])
         if noisy.given is not None and not self.process.shifted:  # there every prefix is a prompt
             hidden = hidden + noisy.given.unsqueeze(-1) * self.given
         return self.denoiser(hidden, noisy), evidence
@@ -165,28 +194,43 @@ class DenoisingModel(nn.Module):
         return torch.get_autocast_dtype(device) if narrow else self.head.weight.dtype
 
     def count(self) -> dict[str, int]:
-        """Parameters: total, embedding (token table, its projection and head), non_embedding."""
-        total = sum(p.numel() for p in self.parameters())
-        outside = sum(p.numel() for part in (self.embed, self.head) for p in part.parameters())
+        """Parameters of the network, without a learned schedule's: total, embedding (token table, its projection and
+        head), non_embedding."""
+        learned = {id(p) for p in self.process.parameters()}
+        total = sum(p.numel() for p in self.parameters() if id(p) not in learned)
+        outside = sum(
+            p.numel() for part in (self.embed, self.head) for p in part.parameters() if id(p) not in learned
+        )
         return {"total": total, "embedding": outside, "non_embedding": total - outside}
 
 
-def embedding_parameters(config: ModelConfig, process: Process) -> int:
+def head_outputs(config: ModelConfig, process: Process, readout: str) -> int:
+    """Outputs of the last layer: padded logits, or x_0_hat."""
+    return (
+        padded(process.symbols, config.pad_vocabulary_to)
+        if READOUTS[readout].over_tokens
+        else config.embedding_dim
+    )
+
+
+def embedding_parameters(config: ModelConfig, process: Process, readout: str = "posterior") -> int:
     """Parameters of the token table, its projection and the head, as `DenoisingModel.count` finds them."""
-    head = (config.d_model + 1) * padded(process.symbols, config.pad_vocabulary_to)
+    head = (config.d_model + 1) * head_outputs(config, process, readout)
     if process.discrete:
         return head + process.symbols * config.d_model
     return head + process.symbols * config.embedding_dim + (_state_width(config) + 1) * config.d_model
 
 
-def model_parameters(config: ModelConfig, denoiser: Any, process: Process) -> int:
+def model_parameters(config: ModelConfig, denoiser: Any, process: Process, readout: str = "posterior") -> int:
     """All parameters, predicted from the configs: trunk, embedding side, marker of given positions, last norm."""
-    return denoiser.parameters(config.d_model) + embedding_parameters(config, process) + 2 * config.d_model
+    return denoiser.parameters(config.d_model) + embedding_parameters(config, process, readout) + 2 * config.d_model
 
 
-def model_flops_per_token(config: ModelConfig, denoiser: Any, process: Process, length: int) -> float:
+def model_flops_per_token(
+    config: ModelConfig, denoiser: Any, process: Process, length: int, readout: str = "posterior"
+) -> float:
     """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two)."""
-    head = 2 * config.d_model * padded(process.symbols, config.pad_vocabulary_to)
+    head = 2 * config.d_model * head_outputs(config, process, readout)
     flops = denoiser.flops_per_token(config.d_model, length) + head
     if process.discrete:
         return flops
@@ -194,5 +238,14 @@ def model_flops_per_token(config: ModelConfig, denoiser: Any, process: Process, 
     return flops + 2 * _state_width(config) * config.d_model + evidence
 
 
+def training_flops_per_token(
+    config: ModelConfig, denoiser: Any, process: Process, length: int, readout: str = "posterior"
+) -> float:
+    """Of a training step: a forward pass, twice that for the gradients, and a forward pass of the rows that see an
+    estimate of the model's own."""
+    return (3 + config.self_conditioning) * model_flops_per_token(config, denoiser, process, length, readout)
+
+
 def _state_width(config: ModelConfig) -> int:
-    return (2 if config.local_estimate else 1) * config.embedding_dim
+    """Channels of a Gaussian state that are projected: x_t, the local estimate, the model's own."""
+    return (1 + config.local_estimate + (config.self_conditioning > 0)) * config.embedding_dim

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields
 
 import torch
-from torch import nn
 
 from diffusion_lm.shapes import Bool, Float, Given, Hidden, Int, Positions, State, Tensor, Times, Tokens
 
@@ -15,12 +14,15 @@ class Noisy:
     x: ids [B, L] or embedded tokens [B, L, D]. noise_level: [B, N], one number in [0, 1] per row (N = 1) or per block
     of L / N positions. given: clean positions that are not to be predicted [B, L], whose noise level is 0; None when
     nothing is given. self_condition: an earlier estimate of x_0 [B, L, D] (Gaussian); None where there is none yet.
+    answer: x_0 itself [B, L, D], which a prompt encoder is shown in training where prompts leak (DIMBA's literal form);
+    a denoiser gets it embedded as the text is. None otherwise.
     """
 
     x: State
     noise_level: Float[Tensor, "B N"]
     given: Given | None = None
     self_condition: Hidden | None = None
+    answer: Hidden | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,11 @@ ROWS = 256
 """Scored rows are filled up to a multiple of this, so that few shapes occur."""
 
 
-def scored_rows(scored: Bool[Tensor, "B L"]) -> Int[Tensor, "R"]:
-    """Flat places of the True entries, filled up with -1 to a multiple of `ROWS` (at least one of them)."""
-    places = scored.flatten().nonzero().squeeze(1)
-    return nn.functional.pad(places, (0, max(ROWS, -(-len(places) // ROWS) * ROWS) - len(places)), value=-1)
+def scored_rows(scored: Bool[Tensor, "B L"], count: int | None = None) -> Int[Tensor, "R"]:
+    """Flat places of the True entries, filled up with -1 to a multiple of `ROWS` (at least one of them).
+
+    count: how many there are, if that is known; counting them would wait for the device.
+    """
+    count = int(scored.sum()) if count is None else count
+    size = max(ROWS, -(-count // ROWS) * ROWS)
+    return torch.nonzero_static(scored.flatten(), size=size, fill_value=-1).squeeze(1)

@@ -30,6 +30,8 @@ class PromptConfig:
     """What is given: the beginning, or a few spans anywhere."""
     dropout: float = 0.0
     """Share of these sequences whose prompt is hidden all the same."""
+    leak: bool = False
+    """In training show a prompt encoder the answer itself, as DIMBA's paper does, and no longer when sampling."""
 
     def __post_init__(self) -> None:
         for name in ("fraction", "dropout"):

@@ -23,10 +23,11 @@ Extended = Float[Tensor, "B E D"]
 
 @dataclass(frozen=True)
 class Signal:
-    """noisy: [B, N, C], for positions that are predicted; clean: [B, 1, C], for the given ones, if there are any."""
+    """noisy: [B, N, C], for positions that are predicted; clean: for the given ones, if there are any, [B, 1, C] or one
+    per position."""
 
     noisy: Float[Tensor, "B N C"]
-    clean: Float[Tensor, "B 1 C"]
+    clean: Float[Tensor, "B M C"]
     given: Given | None
 
 
@@ -95,8 +96,8 @@ class Conditioning(nn.Module, ABC):
         self.d_model = d_model
 
     @abstractmethod
-    def signal(self, noisy: Noisy, prompt: Float[Tensor, "B C"] | None = None) -> Signal | None:
-        """The signal of one call; `prompt` is added to the noise level's embedding."""
+    def signal(self, noisy: Noisy, prompt: Float[Tensor, "B *L C"] | None = None) -> Signal | None:
+        """The signal of one call; `prompt`, one per row or per position, is added to the noise level's embedding."""
 
     @abstractmethod
     def branch(self) -> Branch:
@@ -118,10 +119,11 @@ class EmbeddedNoiseLevel(Conditioning):
         super().__init__(config, d_model)
         self.embedding = NoiseLevelEmbedding(config.channels)
 
-    def signal(self, noisy: Noisy, prompt: Float[Tensor, "B C"] | None = None) -> Signal:
+    def signal(self, noisy: Noisy, prompt: Float[Tensor, "B *L C"] | None = None) -> Signal:
         level = noisy.noise_level
         vector = self.embedding(level)
         clean = self.embedding(torch.zeros_like(level[:, :1]))
         if prompt is not None:
-            vector, clean = vector + prompt.unsqueeze(1), clean + prompt.unsqueeze(1)
+            prompt = prompt.unsqueeze(1) if prompt.dim() == 2 else prompt
+            vector, clean = vector + prompt, clean + prompt
         return Signal(nn.functional.silu(vector), nn.functional.silu(clean), noisy.given)

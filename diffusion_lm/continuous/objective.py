@@ -10,12 +10,16 @@ from diffusion_lm.objectives.base import Objective
 from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Readout
+from diffusion_lm.self_conditioning import with_own_estimate
 from diffusion_lm.shapes import Bool, Float, Given, Hidden, Rows, Tensor, Times
 
 
 @dataclass(frozen=True)
 class Rolled:
-    """A training batch of a Gaussian process. scored: positions that are not given [B, L]; tokens: their number [B]."""
+    """A training batch of a Gaussian process. scored: positions that are not given [B, L]; tokens: their number [B].
+
+    answer: x_0 where prompts leak.
+    """
 
     table: Float[Tensor, "V D"]
     x_0: Hidden
@@ -23,6 +27,7 @@ class Rolled:
     given: Given | None
     scored: Bool[Tensor, "B L"]
     tokens: Rows
+    answer: Hidden | None
 
 
 class GaussianObjective(Objective):
@@ -30,6 +35,7 @@ class GaussianObjective(Objective):
 
     processes = ("gaussian",)
     default_schedule = "cosine"
+    shows_answer = True
 
     def _embedded(self, model: DenoisingModel, batch: Batch) -> Rolled:
         """A training batch with its embeddings and its prompts."""
@@ -37,16 +43,29 @@ class GaussianObjective(Objective):
         given = draw_given(self.prompt, noise, batch.tokens.shape[1])
         scored = torch.ones_like(batch.tokens, dtype=torch.bool) if given is None else ~given
         x_0 = self.process.encode(batch.tokens, table)
-        return Rolled(table, x_0, noise, given, scored, scored.sum(1).to(torch.float32))
+        answer = x_0 if self.prompt.leak else None
+        return Rolled(table, x_0, noise, given, scored, scored.sum(1).to(torch.float32), answer)
 
     def _predict(
-        self, model: DenoisingModel, x_0: Hidden, log_snr: Times, noise: Noise, given: Given | None
+        self,
+        model: DenoisingModel,
+        x_0: Hidden,
+        log_snr: Times,
+        noise: Noise,
+        given: Given | None,
+        *,
+        answer: Hidden | None = None,
+        evaluation: bool = False,
     ) -> Readout:
-        """What the network says of x_0 from a state drawn at that log-SNR."""
+        """What the network says of x_0 from a state drawn at that log-SNR.
+
+        A self-conditioned one sees its own first estimate in a share of the rows, in `evaluation` in all of them.
+        """
         x_t = self.process.marginal_at(x_0, log_snr).sample(noise)
         if given is not None:
             x_t = torch.where(given.unsqueeze(-1), x_0, x_t)
-        return model(Noisy(x_t, self.process.level_of(log_snr), given))
+        noisy = Noisy(x_t, self.process.level_of(log_snr), given, answer=answer)
+        return model(with_own_estimate(model, noisy, None if evaluation else noise))
 
     def _recoverable(self, table: Float[Tensor, "V D"], log_snr: Times) -> Float[Tensor, ""]:
         """Share of times at which a token can be told from its own noisy vector alone, whatever stands beside it.

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -79,6 +79,9 @@ class DenoiserConfig:
 
 class Denoiser(nn.Module, ABC):
     """hidden [B, L, D], noisy -> hidden [B, L, D]."""
+
+    encodes_prompts: ClassVar[bool] = False
+    """Whether it has a prompt encoder."""
 
     def __init__(self, config: Any, d_model: int) -> None:
         super().__init__()

@@ -56,7 +56,10 @@ class DimbaConfig(DenoiserConfig):
 
 
 class PromptEncoder(nn.Module):
-    """MLP over the given positions, averaged; a learned vector where nothing is given."""
+    """MLP over the given positions, averaged; a learned vector where nothing is given.
+
+    `each`: the MLP's output at every position, not averaged. It is what the paper computes from the answer.
+    """
 
     def __init__(self, d_model: int, channels: int) -> None:
         super().__init__()
@@ -69,9 +72,15 @@ class PromptEncoder(nn.Module):
         pooled = (nn.functional.silu(self.hidden(hidden)) * share).sum(1) / share.sum(1).clamp(min=1)
         return torch.where(given.any(1, keepdim=True), self.out(pooled), self.nothing)
 
+    def each(self, hidden: Hidden) -> Float[Tensor, "B L C"]:
+        """A vector per position."""
+        return self.out(nn.functional.silu(self.hidden(hidden)))
+
 
 class Dimba(Denoiser):
     """A Mamba-2 trunk with a prompt encoder."""
+
+    encodes_prompts = True
 
     def __init__(self, config: DimbaConfig, d_model: int) -> None:
         super().__init__(config, d_model)
@@ -80,6 +89,11 @@ class Dimba(Denoiser):
         self.stack = Stack(list(config.mixers()), d_model, config.mlp_expansion, self.conditioning)
 
     def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
-        given = torch.zeros_like(hidden[..., 0], dtype=torch.bool) if noisy.given is None else noisy.given
-        signal = self.conditioning.signal(noisy, self.prompt_encoder(hidden, given))
+        signal = self.conditioning.signal(noisy, self._prompt(hidden, noisy))
         return self.conditioning.strip(self.stack(self.conditioning.extend(hidden, signal), signal), signal)
+
+    def _prompt(self, hidden: Hidden, noisy: Noisy) -> Float[Tensor, "B C"] | Float[Tensor, "B L C"]:
+        if noisy.answer is not None:
+            return self.prompt_encoder.each(noisy.answer)
+        given = torch.zeros_like(hidden[..., 0], dtype=torch.bool) if noisy.given is None else noisy.given
+        return self.prompt_encoder(hidden, given)

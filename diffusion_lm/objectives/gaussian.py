@@ -64,7 +64,7 @@ class GaussianBound(GaussianObjective):
         row_loss: list[Tensor] = []  # known after the forward pass, wanted in the backward pass
         log_snr, slope = self.process.schedule.drawn(t.masked_fill(at_start, 0.0), lambda: 2 * row_loss[0])
 
-        prediction = self._predict(model, rolled.x_0, log_snr, rolled.noise, rolled.given)
+        prediction = self._predict(model, rolled.x_0, log_snr, rolled.noise, rolled.given, answer=rolled.answer)
         entropy = (cross_entropy(prediction.logits, batch.tokens) * rolled.scored).sum(1)
         error = (squared_error(prediction, rolled.x_0, rolled.table) * rolled.scored).sum(1)
         rate = (-0.5 * weight * slope * torch.exp(log_snr)).squeeze(1).to(torch.float32)
@@ -91,7 +91,7 @@ class GaussianBound(GaussianObjective):
         log_snr = start - stratified_levels(noise, draws) * (start - end)  # [B, K]
         errors, entropies = [], []
         for k in range(draws):
-            prediction = self._predict(model, x_0, log_snr[:, k : k + 1], noise.at(k), None)
+            prediction = self._predict(model, x_0, log_snr[:, k : k + 1], noise.at(k), None, evaluation=True)
             errors.append(squared_error(prediction, x_0, table).sum(1).double())
             entropies.append(cross_entropy(prediction.logits, batch.tokens).mean(1).double())
         diffusion = 0.5 * (start - end) * (torch.exp(log_snr) * torch.stack(errors, 1)).mean(1)
@@ -105,7 +105,8 @@ class GaussianBound(GaussianObjective):
     def _reconstruction(self, model: DenoisingModel, batch: Batch, x_0: Hidden, noise: Noise) -> Float[Tensor, "B L"]:
         """-ln p(x | z_0) per position."""
         start = self.process.schedule.ends(x_0)[0].expand(len(x_0), 1)
-        return cross_entropy(self._predict(model, x_0, start, noise, None).logits, batch.tokens)
+        said = self._predict(model, x_0, start, noise, None, evaluation=True)
+        return cross_entropy(said.logits, batch.tokens)
 
     def _prior_term(self, x_0: Hidden) -> Float[Tensor, "B L"]:
         """KL(q(z_1 | x) || N(0, I)) per position, 1/2 (alpha |e|^2 - alpha D - D ln(1 - alpha)), float64."""
