@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,15 +19,17 @@ class TextFiles(Source):
     """Files in the order of their relative paths; hidden files and folders are left out. Raises `UserError` when there
     is none that can be read."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, field: str = "text", by_line: bool = False, option: str = "--source"):
+        """`field` of a JSON line is the text; `by_line`: every line of a `.txt` is a text, with its line end."""
         super().__init__()
+        self.field, self.by_line = field, by_line
         self.name = str(path.resolve())
         self.path = path
         self.files = [path] if path.is_file() else _below(path)
         self.files = [file for file in self.files if reader_of(file)]
         if not self.files:
             what = "a file of unknown type" if path.is_file() else "no text file in it"
-            raise UserError(f"--source '{path}': {what}; expected {', '.join(READERS)}")
+            raise UserError(f"{option} '{path}': {what}; expected {', '.join(READERS)}")
 
     def documents(self) -> Iterator[str]:
         """The texts of all files, streamed line by line."""
@@ -41,23 +44,24 @@ class TextFiles(Source):
         return {"files": len(self.files), "file_bytes": sum(path.stat().st_size for path in self.files)}
 
     def text_file(self, path: Path) -> Iterator[str]:
-        """The whole file as one document."""
+        """The whole file as one document, or its lines as one each."""
         data = path.read_bytes()
         try:
-            yield data.decode("utf-8-sig")
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError:
             self.notes[".txt files that are not UTF-8: bad bytes became U+FFFD"] += 1
-            yield data.decode("utf-8-sig", errors="replace")
+            text = data.decode("utf-8-sig", errors="replace")
+        yield from re.findall(r"[^\n]*\n|[^\n]+", text) if self.by_line else [text]
 
     def json_lines(self, path: Path, unpack: Callable[[Path], BinaryIO] = open_plain) -> Iterator[str]:
-        """The field `text` of each line that has one; other lines are counted."""
+        """The text of each line that has one; other lines are counted."""
         with unpack(path) as lines:
             for line in lines:
-                text = _text_of(line)
+                text = _text_of(line, self.field)
                 if text is not None:
                     yield text
                 elif line.strip():
-                    self.notes["bad lines skipped (not JSON, or no field 'text' that holds Unicode text)"] += 1
+                    self.notes[f"bad lines skipped (not JSON, or no field '{self.field}' that holds Unicode text)"] += 1
 
     def gzip_lines(self, path: Path) -> Iterator[str]:
         """`json_lines` of a gzip file."""
@@ -87,9 +91,9 @@ def _below(folder: Path) -> list[Path]:
     return [folder / path for path in sorted(found) if not any(part.startswith(".") for part in path.parts)]
 
 
-def _text_of(line: bytes) -> str | None:
+def _text_of(line: bytes, field: str) -> str | None:
     try:
-        text = json.loads(line)["text"]
+        text = json.loads(line)[field]
         text.encode("utf-8")  # a lone surrogate is not text
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return None

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from diffusion_lm.data.dataset import ShardedTokens
 from diffusion_lm.data.info import TokenDataConfig, data_facts
-from diffusion_lm.data.order import TrainingOrder
+from diffusion_lm.data.order import TrainingOrder, spread_evenly
 from diffusion_lm.errors import UserError
 
 Key = tuple[int, int]  # (position, index of the sequence in its split)
@@ -72,7 +72,7 @@ class TokenDataModule(lightning.LightningDataModule):
         rank, world_size = self._place()
         n = len(open_split(self.config, "val"))
         count = min(self.config.val_sequences or n, n)
-        chosen = np.arange(count) * n // count
+        chosen = spread_evenly(count, n)
         mine = chosen[rank::world_size][: count // world_size].tolist()
         if not mine:
             raise UserError(f"{self.config.path}: {count} validation sequences are too few for {world_size} devices")

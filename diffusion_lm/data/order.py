@@ -24,3 +24,8 @@ class TrainingOrder:
             self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.n)
             self._epoch = epoch
         return int(self._permutation[place])
+
+
+def spread_evenly(count: int, n: int) -> np.ndarray:
+    """`count` of the places 0 .. n - 1, at even distances, the first among them."""
+    return np.arange(count) * n // count

@@ -37,6 +37,15 @@ def test_json_lines(tmp_path, kind):
     assert list(source.notes.values()) == [len(bad)]
 
 
+def test_another_field_and_lines_as_texts(tmp_path):
+    (tmp_path / "a.txt").write_bytes("one\r\n\n \u2028two".encode())
+    (tmp_path / "b.jsonl").write_text('{"text": "no"}\n{"article": "first\\nsecond"}\n')
+    source = TextFiles(tmp_path, field="article", by_line=True)
+    assert list(source.documents()) == ["one\r\n", "\n", " \u2028two", "first\nsecond"]
+    [note] = source.notes
+    assert "no field 'article'" in note and source.notes[note] == 1
+
+
 @pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "jsonl.zstd"])
 def test_a_cut_or_damaged_file_is_an_error(tmp_path, kind):
     path = tmp_path / f"a.{kind}"

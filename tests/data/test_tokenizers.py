@@ -28,6 +28,12 @@ def test_end_of_text_is_an_id_of_its_own(tokenizer):
     assert tokenizer.decode(ids) == f"one{EOT_TEXT}two"
 
 
+def test_bytes_of_text_add_up_over_ids(tokenizer):
+    text = "Größe 日本\n"
+    counts = tokenizer.byte_counts(np.append(tokenizer.encode_ordinary(text), tokenizer.eot_id))
+    assert counts.sum() == len(text.encode()) == 15 and counts[-1] == 0 and counts[:-1].min() > 0
+
+
 def test_ids_outside_the_vocabulary_are_shown_as_unreadable(tokenizer):
     assert tokenizer.decode(np.array([tokenizer.vocab_size + 5])) == "\ufffd"
 

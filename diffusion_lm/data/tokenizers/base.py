@@ -32,6 +32,11 @@ class Tokenizer(ABC):
         """Text of `ids` [n]; inverse of `encode_ordinary`. `eot_id` reads ``<|endoftext|>``; ids that stand for no
         text (a cut character, a mask) read U+FFFD."""
 
+    @abstractmethod
+    def byte_counts(self, ids: np.ndarray) -> np.ndarray:
+        """Bytes of UTF-8 text that each of `ids` [n] stands for, int64 [n]; 0 for `eot_id`. Over a text's ids they
+        add up to the text's bytes."""
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:

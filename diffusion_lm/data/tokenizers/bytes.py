@@ -29,6 +29,10 @@ class Bytes(Tokenizer):
         stops = np.concatenate([ends, [len(ids)]])
         return EOT_TEXT.join(plain[a:b].tobytes().decode("utf-8", errors="replace") for a, b in zip(starts, stops))
 
+    def byte_counts(self, ids: np.ndarray) -> np.ndarray:
+        """One for every id but end-of-text."""
+        return (np.asarray(ids) != self.eot_id).astype(np.int64)
+
     @property
     def fingerprint(self) -> str:
         """Hash of the rule: there is no vocabulary that could differ."""
