@@ -40,9 +40,10 @@ class CrossEntropy(DiscreteObjective):
         scored = self.scored(drawn.x_t)
         if drawn.given is not None:
             scored = scored & ~drawn.given
-        count, weight = scored.sum().clamp(min=1), drawn.weight.float() * scored
+        weight = drawn.weight.float() * scored
+        count = weight.sum().clamp(min=1e-6)  # nothing may be masked
         loss, losses = self._weighted(model, drawn, weight / count)
-        terms = {"cross_entropy": (losses * scored).sum() / count}
+        terms = {"cross_entropy": (weight * losses).sum() / count}
         return Loss(loss, (weight * losses).sum(1), tokens_scored(drawn), terms)
 
     def scored(self, x_t: Tokens) -> Bool[Tensor, "B L"]:
