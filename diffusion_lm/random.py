@@ -34,6 +34,7 @@ class Stream(IntEnum):
     SOURCE = 11
     FORCE = 12
     STEP = 13
+    SELF_CONDITION = 14
 
 
 def philox(counter: Int[Tensor, "*n 4"], seed: int) -> Int[Tensor, "*n 4"]:
@@ -86,15 +87,26 @@ class Noise:
 def stratified_times(position: Positions, global_batch: int, seed: int) -> Float[Tensor, "B"]:
     """Times that cover [0, 1) evenly over every global batch, one per row, float64.
 
+    t = (u + pi(slot) / global_batch) mod 1, with the offset u and the permutation pi of `shuffled_places`.
+    """
+    offset, place = shuffled_places(position, global_batch, seed)
+    return (offset + place / global_batch) % 1.0
+
+
+def shuffled_places(
+    position: Positions, global_batch: int, seed: int
+) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
+    """The offset in (0, 1) of every row's step, and the row's place 0 .. global_batch - 1 in it, float64.
+
     Row `position` has slot ``position % global_batch`` of step ``position // global_batch``; all rows of a step share
-    one offset u and one permutation pi, and t = (u + pi(slot) / global_batch) mod 1. No device holds a fixed band.
+    one offset and one permutation of the slots. No device holds a fixed band of places.
     """
     step, slot = position // global_batch, position % global_batch
     steps, row = torch.unique(step, return_inverse=True)
     noise = Noise(seed, steps)
     offset = noise.uniform(Stream.TIME, 1)[row, 0]
-    order = noise.uniform(Stream.TIME_ORDER, global_batch).argsort(1)[row, slot]
-    return (offset + order.to(torch.float64) / global_batch) % 1.0
+    place = noise.uniform(Stream.TIME_ORDER, global_batch).argsort(1)[row, slot]
+    return offset, place.to(torch.float64)
 
 
 def stratified_levels(noise: Noise, draws: int) -> Float[Tensor, "B K"]:

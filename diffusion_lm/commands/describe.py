@@ -5,12 +5,17 @@ import json
 
 import torch
 
-from diffusion_lm.config import build, name_of
+from diffusion_lm.config import build, name_of, part_class
 from diffusion_lm.data.datamodule import accumulation_steps
 from diffusion_lm.data.tokenizers.base import load_tokenizer
 from diffusion_lm.experiment import ExperimentConfig, load
 from diffusion_lm.lightning_module import build_model
-from diffusion_lm.model import embedding_parameters, model_flops_per_token, model_parameters
+from diffusion_lm.model import (
+    embedding_parameters,
+    model_flops_per_token,
+    model_parameters,
+    training_flops_per_token,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,14 +37,17 @@ def describe(config: ExperimentConfig) -> dict[str, str | int]:
     with torch.device("meta"):  # no memory; sizes that do not fit together are refused here as in training
         build_model(config, vocabulary)
     process = build(config.process, build(config.schedule), vocabulary)
-    total = model_parameters(config.model, config.denoiser, process)
-    embedding = embedding_parameters(config.model, process)
-    forward = round(model_flops_per_token(config.model, config.denoiser, process, config.data.length))
+    readout = part_class(config.objective).readout
+    total = model_parameters(config.model, config.denoiser, process, readout)
+    embedding = embedding_parameters(config.model, process, readout)
+    sizes = (config.model, config.denoiser, process, config.data.length, readout)
+    forward, training_flops = round(model_flops_per_token(*sizes)), round(training_flops_per_token(*sizes))
     tokens = training.steps * training.batch_size * config.data.length
     return {
         "name": config.name,
         **{
-            part: name_of(getattr(config, part)) for part in ("denoiser", "objective", "process", "schedule", "sampler")
+            part: name_of(getattr(config, part))
+            for part in ("denoiser", "objective", "process", "schedule", "times", "sampler")
         },
         "conditioning": name_of(config.denoiser.conditioning),
         "mixers": " ".join(name_of(mixer) for mixer in config.denoiser.mixers()),
@@ -50,7 +58,7 @@ def describe(config: ExperimentConfig) -> dict[str, str | int]:
         "parameters, embedding": embedding,
         "parameters, non-embedding": total - embedding,
         "FLOPs per token, forward": forward,
-        "FLOPs per token, training": 3 * forward,
+        "FLOPs per token, training": training_flops,
         "tokens planned": tokens,
-        "FLOPs planned": 3 * forward * tokens,
+        "FLOPs planned": training_flops * tokens,
     }

@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass, replace
 
-from diffusion_lm.samplers.base import Predict, Sampler, SamplerState, check_steps
+from diffusion_lm.samplers.base import Predict, Sampler, SamplerConfig, SamplerState
 
 
 @dataclass(kw_only=True, slots=True)
-class AncestralConfig:
-    num_steps: int = 128
-    """Intervals of the time grid."""
-
-    def __post_init__(self) -> None:
-        check_steps(self.num_steps)
+class AncestralConfig(SamplerConfig):
+    """The number of steps and the guidance."""
 
 
 class Ancestral(Sampler):
@@ -21,6 +17,6 @@ class Ancestral(Sampler):
 
     def step(self, state: SamplerState, predict: Predict) -> SamplerState:
         t, s = self.times(state)
-        step = self.process.reverse(state.x, predict(state.x, t), t, s, state.table)
-        noise = state.noise.at(state.index)
-        return replace(state, x=step.sample(noise), index=state.index + 1)
+        guess = predict(state, t)
+        x_s = self.process.reverse(state.x, guess.prediction, t, s, state.table).sample(state.noise.at(state.index))
+        return replace(state, x=x_s, index=state.index + 1, estimates=guess.estimates)

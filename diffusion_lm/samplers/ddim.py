@@ -7,18 +7,18 @@ and v = eta^2 (1 - alpha_s) / (1 - alpha_t) (1 - alpha_t / alpha_s). eta = 1 is 
 from dataclasses import dataclass, replace
 
 from diffusion_lm.random import Stream
-from diffusion_lm.samplers.base import Predict, Sampler, SamplerState, check_steps
+from diffusion_lm.samplers.base import Predict, Sampler, SamplerConfig, SamplerState
 
 
 @dataclass(kw_only=True, slots=True)
-class DdimConfig:
+class DdimConfig(SamplerConfig):
     num_steps: int = 64
     """Intervals of the time grid."""
     eta: float = 0.0
     """Share of the ancestral noise: 0 deterministic, 1 ancestral."""
 
     def __post_init__(self) -> None:
-        check_steps(self.num_steps)
+        SamplerConfig.__post_init__(self)
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta: got {self.eta}, expected 0 to 1")
 
@@ -31,9 +31,10 @@ class Ddim(Sampler):
     def step(self, state: SamplerState, predict: Predict) -> SamplerState:
         t, s = self.times(state)
         alpha_t, alpha_s = (self.process.alpha(v).unsqueeze(-1) for v in (t, s))
-        x_0 = predict(state.x, t).estimate(state.table).double()
+        guess = predict(state, t)
+        x_0 = guess.prediction.estimate(state.table).double()
         eps = (state.x.double() - alpha_t.sqrt() * x_0) / (1 - alpha_t).sqrt()
         variance = self.config.eta**2 * (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)
         noise = state.noise.at(state.index).normal(Stream.CORRUPT, *state.x.shape[1:])
         x_s = alpha_s.sqrt() * x_0 + (1 - alpha_s - variance).clamp(min=0).sqrt() * eps + variance.sqrt() * noise
-        return replace(state, x=x_s.to(state.x.dtype), index=state.index + 1)
+        return replace(state, x=x_s.to(state.x.dtype), index=state.index + 1, estimates=guess.estimates)

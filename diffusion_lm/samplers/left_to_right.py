@@ -19,6 +19,7 @@ class LeftToRight(Ancestral):
     """The reverse chain with one position per step."""
 
     processes = ("left_to_right",)
+    guidance = 0.0  # a prefix is seen by every call, there is none without it
 
     def times(self, state: SamplerState) -> tuple[Times, Times]:
         index, length = state.index.double().unsqueeze(1), state.x.shape[1]

@@ -9,7 +9,7 @@ from diffusion_lm.processes.masked import Masked, MaskedConfig
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Prediction
 from diffusion_lm.samplers.ancestral import Ancestral, AncestralConfig
-from diffusion_lm.samplers.base import SamplerState, generate
+from diffusion_lm.samplers.base import Guess, SamplerState, generate
 from diffusion_lm.samplers.ddim import Ddim, DdimConfig
 from diffusion_lm.schedules.cosine import Cosine, CosineConfig
 from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
@@ -136,7 +136,7 @@ def test_a_ddim_step_has_the_mean_and_the_variance_of_its_formula(eta):
     x_t, p = torch.tensor([0.7, -0.4], dtype=torch.float64), torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     state = SamplerState(x_t.expand(rows, 1, 2), torch.full((rows,), index), Noise(0, torch.arange(rows)), table)
     said = Prediction(p.log().expand(rows, 1, V))
-    after = Ddim(DdimConfig(num_steps=steps, eta=eta), process).step(state, lambda x, t: said)
+    after = Ddim(DdimConfig(num_steps=steps, eta=eta), process).step(state, lambda state, t: Guess(said))
     x_0 = p @ table
     sigma = eta * ((1 - a_s) / (1 - a_t)) ** 0.5 * (1 - a_t / a_s) ** 0.5
     direction = (1 - a_s - sigma**2) ** 0.5 * (x_t - a_t**0.5 * x_0) / (1 - a_t) ** 0.5
