@@ -13,10 +13,10 @@ from diffusion_lm.errors import RunError, UserError
 from diffusion_lm.evaluation.levels import LevelCurve
 from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.model import DenoisingModel
-from diffusion_lm.noisy import Batch
+from diffusion_lm.noisy import Batch, Corrupted
 from diffusion_lm.objectives.base import Bound, TrainingNoise
 from diffusion_lm.random import Noise
-from diffusion_lm.training.optimizer import make_optimizer
+from diffusion_lm.training.optimizer import clip_gradients, make_optimizer
 
 
 def build_model(config: ExperimentConfig, vocabulary: int) -> DenoisingModel:
@@ -37,14 +37,21 @@ class DiffusionModule(lightning.LightningModule):
         self.config = config
         self.bytes_per_token = data.bytes_per_token
         self.model = build_model(config, data.vocab_size)
-        noise = TrainingNoise(config.seed, config.training.batch_size)
+        noise = TrainingNoise(config.seed, config.training.batch_size, build(config.times))
         self.objective = build(config.objective, self.model.process, config.prompt, noise)
         self.scalars: list[dict[str, Tensor]] = []  # of this step's forward passes, for the callback that logs them
         self.grad_norm: Tensor | None = None
         self._bounds: list[Bound] = []
+        self._measures: list[dict[str, Tensor]] = []
 
-    def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
-        loss = self.objective(self.model, Batch(**batch))
+    def on_before_batch_transfer(
+        self, batch: Mapping[str, Tensor], dataloader_idx: int
+    ) -> Mapping[str, Tensor] | Batch | Corrupted:
+        """Draws a training batch's noise while it is on the host, where counting the scored rows costs nothing."""
+        return self.objective.draw(Batch(**batch)) if self.trainer.training else batch
+
+    def training_step(self, batch: Batch | Corrupted, index: int) -> Tensor:
+        loss = self.objective(self.model, batch)
         terms = {f"train/{name}": value for name, value in loss.terms.items()}
         self.scalars.append({"train/loss": loss.loss.detach(), **terms})
         return loss.loss
@@ -53,14 +60,30 @@ class DiffusionModule(lightning.LightningModule):
         settings = self.config.evaluation
         noise = Noise(settings.seed, batch["position"])
         bound = self.objective.bound(self.model, Batch(**batch), noise, settings.draws)
-        if not bound.nll.isfinite().all():
-            raise RunError(
-                f"{self.config.name}: the bound is no number at step {self.global_step}, training has diverged; start "
-                "again with run=NEW and a lower training.lr, or a longer training.warmup_steps"
-            )
+        if bound is None:
+            measures = self.objective.measures(self.model, Batch(**batch), noise, settings.draws)
+            for name, value in measures.items():
+                self._check_finite(name, value)
+            self._measures.append(measures)
+            return
+        self._check_finite("bound", bound.nll)
         self._bounds.append(bound)
 
+    def _check_finite(self, name: str, value: Tensor) -> None:
+        if not value.isfinite().all():
+            raise RunError(
+                f"{self.config.name}: the {name} is no number at step {self.global_step}, training has diverged; start "
+                "again with run=NEW and a lower training.lr, or a longer training.warmup_steps"
+            )
+
     def on_validation_epoch_end(self) -> None:
+        measures, self._measures = self._measures, []
+        for name in measures[0] if measures else ():
+            self.log(f"val/{name}", self._everywhere(torch.cat([m[name] for m in measures])).mean(), logger=False)
+        if self._bounds:
+            self._report_bound()
+
+    def _report_bound(self) -> None:
         bounds, self._bounds = self._bounds, []
         per_token = self._everywhere(torch.cat([b.nll / b.tokens for b in bounds]))
         self.log_dict(bound_metrics(per_token, self.bytes_per_token), logger=False)  # the Report callback writes them
@@ -78,11 +101,7 @@ class DiffusionModule(lightning.LightningModule):
         return make_optimizer(self, self.config.training)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.grad_norm = norm
-        if self.config.training.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters(), self.config.training.grad_clip, norm)
+        self.grad_norm = clip_gradients(self, self.config.training.grad_clip)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["experiment"] = to_tree(self.config)

@@ -15,7 +15,7 @@ FOLDER = Path("sweeps")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 DIRECTIONS = ("minimize", "maximize")
 # What training reports under these names: a typing error must show before the first trial is trained, not after.
-METRICS = ("val/nll", "val/bpb", "val/ppl_bound", "throughput/tokens_per_second")
+METRICS = ("val/nll", "val/bpb", "val/ppl_bound", "val/mse", "val/rounding_accuracy", "throughput/tokens_per_second")
 
 
 @dataclass(frozen=True, slots=True)

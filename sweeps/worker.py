@@ -121,7 +121,10 @@ class Worker:
         metrics = result["metrics"]
         values = [metrics.get(name) for name in self.folder.config.metrics]
         for name, value in zip(self.folder.config.metrics, values):
-            if value is None or not math.isfinite(value):
+            if value is None:
+                self._fail(claim, f"{name}: the trial reports none (no bound?); compare by another metric")
+                return
+            if not math.isfinite(value):
                 self._fail(claim, f"{name} is {value}")
                 return
         for name, value in _kept(result).items():

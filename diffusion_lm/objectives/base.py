@@ -90,6 +90,8 @@ class Objective(nn.Module, ABC):
     """Whether the `nll` of its default config's training loss estimates the bound."""
     reports_bound: ClassVar[bool] = True
     """Whether there is a bound to report; where there is none, `measures` says what is reported instead."""
+    headline: ClassVar[tuple[str, ...]] = ("val/nll", "val/bpb")
+    """The reported numbers by which runs are compared."""
     causal: ClassVar[bool] = False
     """Whether the denoiser must not see later positions."""
     shows_answer: ClassVar[bool] = False

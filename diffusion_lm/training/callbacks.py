@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from diffusion_lm.evaluation.text import draw_texts
 from diffusion_lm.lightning_module import DiffusionModule
+from diffusion_lm.training.result import summary
 from diffusion_lm.training.run import INTERRUPTED, PRUNED, Run
 from diffusion_lm.training.signals import StopSignal
 
@@ -120,8 +121,7 @@ class Report(Callback):
         trainer.logger.log_metrics(metrics, step)
         self.run.append_report({"step": step, "tokens": step * self.tokens_per_step, **metrics})
         print(
-            f"step {step:>6}  val/nll {metrics['val/nll']:.4f} ± {metrics['val/nll_se']:.4f} nats/token  "
-            f"val/bpb {metrics['val/bpb']:.3f}  "
+            f"step {step:>6}  {summary(metrics)}  "
             f"{metrics.get('throughput/tokens_per_second', float('nan')):,.0f} tokens/s",
             flush=True,
         )

@@ -2,6 +2,7 @@
 
 import math
 import subprocess
+from collections.abc import Mapping
 
 import lightning
 
@@ -41,6 +42,15 @@ def finish(
         }
     )
     print(f"{run.folder}: {status} at step {trainer.global_step} after {seconds:.0f} s", flush=True)
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """A validation's numbers as a person reads them: the bound, or that there is none and what there is instead."""
+    if "val/nll" in metrics:
+        nll, error, bits = (metrics[name] for name in ("val/nll", "val/nll_se", "val/bpb"))
+        return f"val/nll {nll:.4f} ± {error:.4f} nats/token  val/bpb {bits:.3f}"
+    found = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("val/")]
+    return "  ".join(["no bound", *found])
 
 
 def git_commit() -> str:

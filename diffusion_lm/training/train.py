@@ -20,7 +20,7 @@ from diffusion_lm.experiment import ExperimentConfig, to_dict, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.callbacks import Checkpoints, Stopped
 from diffusion_lm.training.hparams import flat_hparams
-from diffusion_lm.training.result import finish
+from diffusion_lm.training.result import finish, summary
 from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run
 from diffusion_lm.training.signals import StopSignal
 from diffusion_lm.training.trainer import make_trainer, quiet
@@ -80,8 +80,8 @@ def train(config: ExperimentConfig, run: Run) -> int:
             result = run.result()
             if result and result["status"] == FINISHED:
                 print(
-                    f"{run.folder} is finished: step {result['step']}, val/nll {result['metrics']['val/nll']:.4f} "
-                    "nats/token; repeat it with run=NEW"
+                    f"{run.folder} is finished: step {result['step']}, {summary(result['metrics'])}; repeat it with "
+                    "run=NEW"
                 )
                 return 0
             run.check(started_with(run), module.config)
@@ -113,7 +113,7 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
         + (f", resuming at step {resumed_at}" if resumed_at else ""),
         flush=True,
     )
-    trainer.logger.log_hyperparams(flat_hparams(config), ("val/nll", "val/bpb"))
+    trainer.logger.log_hyperparams(flat_hparams(config), module.objective.headline)
     with suppress(Stopped):
         trainer.fit(module, data, ckpt_path=run.checkpoint if resumed_at else None, weights_only=True)
         if training.steps not in run.reports():

@@ -88,7 +88,8 @@ def test_folder_names_are_safe_and_show_the_seed_only_if_there_are_several():
     ({"seeds": 3}, "seeds: got 3, expected a list"),
     ({"seeds": [1], "overrides": {"seed": 2}}, "seed: is set by 'overrides' and by `seeds`; remove one of them"),
     ({"metrics": {"val/nl": "minimize"}}, "metrics: no metric 'val/nl'; expected one of throughput/tokens_per_second, "
-                                          "val/bpb, val/nll, val/ppl_bound; did you mean 'val/nll'?"),
+                                          "val/bpb, val/mse, val/nll, val/ppl_bound, val/rounding_accuracy; "
+                                          "did you mean 'val/nll'?"),
     ({"metrics": {"val/nll": "min"}}, "metrics: val/nll: no direction 'min'; expected one of maximize, minimize"),
     ({"metrics": {"val/nll": "minimize", "val/bpb": "minimize"}, "pruner": "MedianPruner"},
      "pruner: got MedianPruner with 2 metrics, expected one metric: Optuna prunes on a single objective only"),

@@ -109,6 +109,15 @@ def test_value_that_is_no_number_fails_the_trial(write_study, work, records_of):
     assert codes == [1] and record.state == "fail" and record.note("reason") == "val/nll is nan"
 
 
+def test_trial_without_a_bound_fails_a_study_of_bounds_in_one_line(write_study, work, records_of):
+    path = write_study(overrides={"fault": "no bound", "steps": 2})
+    codes, said = work(path, 1, "report")
+    (record,) = records_of(path)
+    assert codes == [1] and record.state == "fail"
+    assert record.note("reason") == "val/nll: the trial reports none (no bound?); compare by another metric"
+    assert "Traceback" not in said
+
+
 def test_child_that_stops_unasked_is_continued(write_study, work, records_of):
     path = write_study(overrides={"fault": "interrupted once"})
     codes, _ = work(path)
