@@ -11,7 +11,7 @@ import torch
 
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.readouts import Prediction
+from diffusion_lm.readouts import Prediction, Scores
 
 
 class Source:
@@ -112,6 +112,128 @@ class GaussianPosterior(Known):
         return torch.log_softmax(self.sharpness * spread.logsumexp(1), -1)
 
 
+class World:
+    """A discrete process of single tokens as matrices, from its definition alone; V tokens and the mask, id V.
+
+    q(x_t | x_0) is row x_0 of K = alpha I + 1 b^T. `a` in (0, 1) is the schedule's value, 1 clean; everything but the
+    schedule is a function of it. mask_uniform: GIDD's equations with p = 0.1 and gamma = 1.
+    """
+
+    def __init__(self, name: str, vocabulary: int = 3) -> None:
+        self.name, self.vocabulary = name, vocabulary
+        self.symbols = vocabulary + (name != "uniform")
+
+    def masses(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """alpha, noise on the mask, noise on each token."""
+        if self.name == "masked":
+            return a, 1 - a, 0 * a
+        if self.name == "uniform":
+            return a, 0 * a, (1 - a) / self.vocabulary
+        c = 2 / 9 * torch.sqrt(a * (1 - a))
+        return a / (1 + c), (1 - a) / (1 + c), c / (1 + c) / self.vocabulary
+
+    def kernel(self, a: torch.Tensor) -> torch.Tensor:
+        """K for every a. [N] -> [N, V + 1, V + 1]"""
+        alpha, mask, token = self.masses(a)
+        noise = torch.cat((token[:, None].expand(-1, self.vocabulary), mask[:, None]), 1)
+        return alpha[:, None, None] * torch.eye(self.vocabulary + 1, dtype=a.dtype) + noise[:, None, :]
+
+    def rates(self, a: torch.Tensor) -> torch.Tensor:
+        """Q with dK = K Q d(1 - a). [N, V + 1, V + 1]"""
+        slope = torch.func.jvp(self.kernel, (a,), (-torch.ones_like(a),))[1]
+        return torch.linalg.solve(self.kernel(a), slope)
+
+    def a_of(self, level: torch.Tensor) -> torch.Tensor:
+        """Where 1 - alpha is that level, by bisection. [N]"""
+        low, high = torch.zeros_like(level), torch.ones_like(level)
+        for _ in range(100):
+            middle = (low + high) / 2
+            above = 1 - self.masses(middle)[0] > level
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return (low + high) / 2
+
+    def states(self, length: int) -> torch.Tensor:
+        """Every state of so many positions."""
+        return torch.tensor(list(itertools.product(range(self.symbols), repeat=length)))
+
+    def chance(self, x_0: torch.Tensor, x_t: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        """q(x_t | x_0) of every row. [N]"""
+        return self.kernel(a)[torch.arange(len(a))[:, None], x_0, x_t].prod(1)
+
+    def nodes(self, step: float = 0.65) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values of a and weights for integrals over (0, 1): the trapezoid rule over logit(a).
+
+        Further out where a is near 1: there mask_uniform has random tokens as the root of 1 - a.
+        """
+        place = torch.arange(-26, 34, step, dtype=torch.float64)
+        return torch.sigmoid(place), step * torch.sigmoid(place) * torch.sigmoid(-place)
+
+
+class Informed(Known):
+    """What is exactly known of a source that a `World` corrupts: p(x_0^i | x_t without i), for every state and level.
+
+    own: look at x_t^i as well. blur: share of the uniform distribution mixed in. scores: say it as ratios of p_t.
+    """
+
+    def __init__(
+        self, source: Source, world: World, own: bool = False, blur: float = 0.0, scores: bool = False
+    ) -> None:
+        super().__init__()
+        self.source, self.world, self.own, self.blur, self.scores = source, world, own, blur, scores
+
+    def forward(self, noisy: Noisy) -> Prediction | Scores:
+        levels, row = noisy.noise_level.squeeze(1).unique(return_inverse=True)
+        a = self.world.a_of(levels)[row]
+        p = self.predict(noisy.x, a)
+        return self.as_scores(p, noisy.x, a) if self.scores else Prediction(padded(p.log()))
+
+    def predict(self, x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        """[N, L, V]"""
+        v, length = self.source.vocabulary, self.source.length
+        likely = self.world.kernel(a).transpose(1, 2)[torch.arange(len(a))[:, None], x][..., :v]  # q(x_i | v) [N, L, V]
+        each = likely[:, torch.arange(length), self.source.sequences]  # [N, S, L]
+        found = torch.zeros(len(a), length, v, dtype=torch.float64)
+        for i in range(length):
+            others = [j for j in range(length) if j != i]
+            weight = each[..., others].prod(-1) * self.source.probabilities
+            found[:, i] = weight @ torch.nn.functional.one_hot(self.source.sequences[:, i], v).double()
+        found = found * likely if self.own else found
+        return (1 - self.blur) * found / found.sum(-1, keepdim=True) + self.blur / v
+
+    def as_scores(self, p: torch.Tensor, x: torch.Tensor, a: torch.Tensor) -> Scores:
+        """ln of p_t(v at i) / p_t(x), less ln(alpha / (mask V)) at masked positions."""
+        v = self.source.vocabulary
+        after = p @ self.world.kernel(a)[:, :v]
+        ratios = after[..., :v] / after.gather(-1, x.unsqueeze(-1))
+        alpha, mask, _ = self.world.masses(a)
+        factor = torch.where(x == v, (alpha / (mask * v))[:, None], 1.0)
+        return Scores(padded(ratios.log() - factor.log().unsqueeze(-1)))
+
+
+class Lookup(Known):
+    """Any predictor at all: random last layers by state, which drift with the noise level. Readout of that kind."""
+
+    def __init__(self, world: World, length: int, kind: type = Prediction, seed: int = 8) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        shape = (2, (world.vocabulary + 1) ** length, length, world.vocabulary)
+        self.weight = torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
+        self.place, self.kind = (world.vocabulary + 1) ** torch.arange(length - 1, -1, -1), kind
+
+    def values(self, x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        """[N, L, V]"""
+        row = (x * self.place).sum(1)
+        return self.weight[0][row] + level.unsqueeze(-1) * self.weight[1][row]
+
+    def forward(self, noisy: Noisy) -> Prediction | Scores:
+        return self.kind(padded(self.values(noisy.x, noisy.noise_level)))
+
+
+def padded(values: torch.Tensor, by: int = 2) -> torch.Tensor:
+    """Last layers as models give them: the mask id and a padded id with -inf."""
+    return torch.nn.functional.pad(values, (0, by), value=-torch.inf)
+
+
 def polygon(vocabulary: int, dimensions: int = 2) -> torch.Tensor:
     """Token vectors of norm sqrt(D), not all equally far apart."""
     angle = torch.tensor([0.0, 1.9, 4.0, 5.0][:vocabulary], dtype=torch.float64)
@@ -133,6 +255,10 @@ def toy() -> SimpleNamespace:
         Source=Source,
         Known=Known,
         MaskedTable=MaskedTable,
+        World=World,
+        Informed=Informed,
+        Lookup=Lookup,
+        padded=padded,
         GaussianPosterior=GaussianPosterior,
         polygon=polygon,
         chi_square=chi_square,
