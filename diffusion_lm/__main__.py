@@ -1,4 +1,4 @@
-"""The command line: python -m diffusion_lm train | evaluate | generate | describe."""
+"""The command line: python -m diffusion_lm train | evaluate | generate | describe | benchmark."""
 
 import argparse
 import os
@@ -51,7 +51,15 @@ def parser() -> argparse.ArgumentParser:
     describe.add_argument("experiment")
     describe.add_argument("overrides", nargs="*", default=[], metavar="key=value")
 
-    for command in (train, evaluate, generate, describe):
+    benchmark = commands.add_parser("benchmark", help="speed and memory of a part, its variants side by side")
+    things = benchmark.add_subparsers(dest="thing", required=True, metavar="THING")
+    head = things.add_parser("head", help="a training step with the head on the scored rows, against all rows")
+    for size in ("layers", "d_model", "batch", "length", "vocabulary", "repeats", "threads"):
+        head.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    head.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
+    head.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
+
+    for command in (train, evaluate, generate, describe, head):
         command.add_argument("--json", action="store_true", help="print one JSON object for programs")
     return root
 

@@ -18,7 +18,7 @@ from diffusion_lm.config import choice
 from diffusion_lm.discrete.objective import DiscreteObjective, check_t_min, tokens_scored
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted, Noisy, scored_rows
-from diffusion_lm.objectives.base import Bound, Loss, cross_entropy
+from diffusion_lm.objectives.base import Bound, Loss
 from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise, stratified_levels
 from diffusion_lm.shapes import Bool, Float, Int, Tensor, Tokens
@@ -65,10 +65,10 @@ class MaskedBound(DiscreteObjective):
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         length = batch.tokens.shape[1]
-        counts = 1 + (stratified_levels(noise, draws) * length).long().clamp(
-            max=length - 1
-        )  # [B, K], uniform over 1..L
-        means = torch.stack([self._masked_mean(model, batch, counts[:, k], noise.at(k)) for k in range(draws)], 1)
+        counts = 1 + (stratified_levels(noise, draws) * length).long().clamp(max=length - 1)  # [B, K], over 1..L
+        rows = counts.sum(0).tolist()  # the one time that a device is waited for
+        means = [self._masked_mean(model, batch, counts[:, k], rows[k], noise.at(k)) for k in range(draws)]
+        means = torch.stack(means, 1)
         tokens = means.new_full((len(batch.tokens),), length)
         # (L / l) times the sum over l positions is L times their mean
         nll = length * means.mean(1)
@@ -77,12 +77,14 @@ class MaskedBound(DiscreteObjective):
         return Bound(nll, tokens, {"diffusion": nll}, counts / length, means, {"mdlm_cut": cut})
 
     def _masked_mean(
-        self, model: DenoisingModel, batch: Batch, count: Int[Tensor, "B"], noise: Noise
+        self, model: DenoisingModel, batch: Batch, count: Int[Tensor, "B"], rows: int, noise: Noise
     ) -> Float[Tensor, "B"]:
         x_t = self.process.corrupt_exactly(batch.tokens, count, noise)
         level = (count / batch.tokens.shape[1]).double().unsqueeze(1)
-        losses = cross_entropy(model(Noisy(x_t, level)).logits, batch.tokens)
-        return (losses * self.process.is_masked(x_t)).sum(1).double() / count
+        masked = self.process.is_masked(x_t)
+        noisy, places = Noisy(x_t, level), scored_rows(masked, rows)
+        _, losses = model.weighted_cross_entropy(noisy, batch.tokens, masked.float(), places)
+        return losses.sum(1).double() / count
 
     def _draw_counts(self, batch: Batch) -> Corrupted:
         noise = self.training_noise.noise(batch)

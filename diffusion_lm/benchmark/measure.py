@@ -1,0 +1,104 @@
+"""Time and memory, measured so that they can be compared: side by side, and with everything that they depend on."""
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_lm.errors import RunError
+
+_STATUS = Path("/proc/self/status")
+
+
+def interleaved(steps: dict[str, Callable[[int], None]], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each step over `repeats` rounds, in turn, after a round that does not count.
+
+    A step is called with the number of its round. Other load on the machine meets all of them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(repeats + 1):
+        for name, step in steps.items():
+            _wait(device)
+            began = time.perf_counter()
+            step(number)
+            _wait(device)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a fresh Python process, whose memory nothing else has used."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise RunError(
+                "benchmark: the process that measures memory was killed, most likely for want of memory; "
+                "choose smaller sizes"
+            ) from None
+
+
+class PeakMemory:
+    """Bytes at most in use since it was made, beyond those in use then.
+
+    CUDA: what torch has allocated. Elsewhere: resident memory of the process, from /proc/self/status where there is
+    one; getrusage, which hands a parent's peak on to its children, where there is none.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated() if device == "cuda" else _resident("VmRSS")
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        peak = torch.cuda.max_memory_allocated() if self.device == "cuda" else _resident("VmHWM")
+        return peak - self.before
+
+    @staticmethod
+    def source(device: str) -> str:
+        """Where the numbers come from."""
+        if device == "cuda":
+            return "torch.cuda.max_memory_allocated"
+        return "VmHWM of a process of its own" if _STATUS.exists() else "ru_maxrss of a process of its own"
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """What times depend on: machine, torch, threads."""
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return {
+        "machine": f"{os.cpu_count()} x {_processor()}{gpu}, {platform.system()}",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _resident(field: str) -> int:
+    if _STATUS.exists():
+        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _processor() -> str:
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
