@@ -37,7 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's hints: the loader resumes by the step, its workers are chosen, srun is nobody's duty."""
+    """Without Lightning's hints: the loader resumes by the step, its workers are chosen, srun is nobody's duty, and the
+    module draws the noise of batches that the data module has no hook for."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -52,6 +53,7 @@ def quiet() -> Iterator[None]:
                 "PossibleUserWarning",
                 "lr_scheduler.step",
                 "sync_dist",
+                "on_before_batch_transfer",
             ):
                 warnings.filterwarnings("ignore", f"(?s).*{hint}.*")
             yield

@@ -218,6 +218,16 @@ def test_memory_never_holds_the_logits_of_all_rows_and_nothing_waits_for_a_devic
     assert {"aten.index", "aten._local_scalar_dense"} <= seen.operations
 
 
+def test_rows_are_named_and_filled_up():
+    for size in (0, 1, 255, 256, 257, 700):
+        scored = (torch.arange(1000) < size)[torch.randperm(1000)].view(10, 100)
+        expected = [place for place, wanted in enumerate(scored.flatten().tolist()) if wanted]
+        filled = max(256, -(-size // 256) * 256)
+        expected = torch.tensor(expected + [-1] * (filled - size))
+        assert torch.equal(scored_rows(scored), expected)
+        assert torch.equal(scored_rows(scored, size), expected)
+
+
 def test_gaussian_states_are_refused():
     process = build(config_class("processes", "gaussian")(), build(config_class("schedules", "cosine")()), VOCABULARY)
     model = DenoisingModel(ModelConfig(d_model=64), config_class("denoisers", "transformer")(n_layers=1), process)
