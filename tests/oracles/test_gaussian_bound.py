@@ -19,15 +19,36 @@ from diffusion_lm.processes.gaussian import Gaussian, GaussianConfig
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.random import Noise
 from diffusion_lm.schedules.cosine import Cosine, CosineConfig
+from diffusion_lm.schedules.learned import Learned, LearnedConfig
 from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
 
 V, D = 3, 2
 ENDS = (1.0, -4.0)  # so narrow that every term counts: tokens are uncertain at t = 0, and known a little at t = 1
 
 
+def learned() -> Learned:
+    """A learned schedule that has moved: its pace is uneven, and its ends are half - 0.1 and half - 0.2 away from the
+    middle of the range, in halves of it."""
+    schedule = Learned(LearnedConfig(units=5))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in schedule.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        schedule.start.fill_(math.log(0.1 / 0.9))
+        schedule.end.fill_(math.log(0.2 / 0.8))
+    return schedule
+
+
+SCHEDULES = {
+    "cosine": lambda: Cosine(CosineConfig()),
+    "log_linear": lambda: LogLinear(LogLinearConfig()),
+    "learned": learned,
+}
+OWN_ENDS = {"learned": (ENDS[0] - 0.1 * 2.5, ENDS[1] + 0.2 * 2.5)}
+
+
 def process_of(ends: tuple[float, float] = ENDS, schedule: str = "cosine") -> Gaussian:
-    alpha = Cosine(CosineConfig()) if schedule == "cosine" else LogLinear(LogLinearConfig())
-    return Gaussian(GaussianConfig(log_snr_max=ends[0], log_snr_min=ends[1]), alpha, V)
+    return Gaussian(GaussianConfig(log_snr_max=ends[0], log_snr_min=ends[1]), SCHEDULES[schedule](), V)
 
 
 def objective(process: Gaussian, global_batch: int = 8, **weights: float) -> GaussianBound:
@@ -52,8 +73,8 @@ def plane(step: float, reach: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cartesian_prod(axis, axis), torch.tensor(step**2, dtype=torch.float64)
 
 
-def integrated(model, source) -> dict[str, float]:
-    """The three terms by the trapezoid rule over the plane and Gauss and Legendre's over lambda."""
+def integrated(model, source, ends: tuple[float, float] = ENDS) -> dict[str, float]:
+    """The three terms between the ends by the trapezoid rule over the plane and Gauss and Legendre's over lambda."""
     eps, cell = plane(0.1, 6.6)
     weight = torch.exp(-eps.square().sum(1) / 2) / (2 * math.pi) * cell
 
@@ -64,12 +85,12 @@ def integrated(model, source) -> dict[str, float]:
         return z, model.log_posterior(z.unsqueeze(1), level.expand(len(z), 1)).squeeze(1)
 
     node, share = (torch.as_tensor(v) for v in numpy.polynomial.legendre.leggauss(40))
-    middle, half = (ENDS[0] + ENDS[1]) / 2, (ENDS[0] - ENDS[1]) / 2
+    middle, half = (ends[0] + ends[1]) / 2, (ends[0] - ends[1]) / 2
     terms = dict.fromkeys(("reconstruction", "diffusion", "prior"), 0.0)
-    alpha_1 = 1 / (1 + math.exp(-ENDS[1]))
+    alpha_1 = 1 / (1 + math.exp(-ends[1]))
     for token, p in enumerate(source.probabilities.tolist()):
         own = model.vectors[token]
-        terms["reconstruction"] -= p * float((weight * said(ENDS[0], token)[1][:, token]).sum())
+        terms["reconstruction"] -= p * float((weight * said(ends[0], token)[1][:, token]).sum())
         for x, w in zip(node.tolist(), share.tolist(), strict=True):
             log_snr = middle + half * x
             estimate = said(log_snr, token)[1].exp() @ model.vectors
@@ -81,14 +102,16 @@ def integrated(model, source) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def wanted(model, source) -> dict[str, float]:
-    return integrated(model, source)
+def wanted(model, source) -> dict[str, dict[str, float]]:
+    """By schedule."""
+    fixed = integrated(model, source)
+    return {name: integrated(model, source, OWN_ENDS[name]) if name in OWN_ENDS else fixed for name in SCHEDULES}
 
 
-def end_divergence(model, source) -> float:
+def end_divergence(model, source, end: float = ENDS[1]) -> float:
     """KL(q(z_1) || N(0, I)) by integration over the plane."""
     z, cell = plane(0.05, 8.0)
-    alpha = 1 / (1 + math.exp(-ENDS[1]))
+    alpha = 1 / (1 + math.exp(-end))
     apart = (z.unsqueeze(1) - math.sqrt(alpha) * model.vectors).square().sum(-1)
     q = (source.probabilities * torch.exp(-apart / (2 * (1 - alpha)))).sum(1) / (2 * math.pi * (1 - alpha))
     standard = torch.exp(-z.square().sum(1) / 2) / (2 * math.pi)
@@ -120,10 +143,28 @@ def rows_of(source, many: int) -> tuple[Batch, torch.Tensor]:
     return Batch(tokens, torch.arange(len(tokens))), source.probabilities.repeat_interleave(many)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "log_linear"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bound_of_the_exact_posterior_is_entropy_and_divergence(monkeypatch, hermite, toy, source, schedule):
+    """Through `bound` itself, with quadrature for noise and levels: to 1e-4 nats."""
+    many, weight = hermite
+    middles = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    monkeypatch.setattr(
+        objective_module, "stratified_levels", lambda noise, draws: middles.expand(len(noise.position), -1)
+    )
+    exact = toy.GaussianPosterior(source, toy.polygon(V, D), ENDS)
+    batch, p = rows_of(source, many)
+    with torch.no_grad():
+        bound = objective(process_of(schedule=schedule)).bound(exact, batch, Noise(0, batch.position), 400)
+    total = float((p * weight.repeat(V) * bound.nll).sum())
+    divergence = end_divergence(exact, source, OWN_ENDS.get(schedule, ENDS)[1])
+    assert total == pytest.approx(source.entropy + divergence, abs=1e-4)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_bound_is_the_integral_of_every_term(monkeypatch, hermite, model, source, wanted, schedule):
     """Through `bound` itself, with quadrature for noise and levels: to 1e-3 nats."""
     many, weight = hermite
+    wanted = wanted[schedule]
     middles = (torch.arange(96, dtype=torch.float64) + 0.5) / 96
     monkeypatch.setattr(
         objective_module, "stratified_levels", lambda noise, draws: middles.expand(len(noise.position), -1)
@@ -135,7 +176,7 @@ def test_the_bound_is_the_integral_of_every_term(monkeypatch, hermite, model, so
     for name, value in wanted.items():
         assert float((share * bound.terms[name].double()).sum()) == pytest.approx(value, abs=1e-3), name
     total = float((share * bound.nll).sum())
-    floor = source.entropy + end_divergence(model, source)
+    floor = source.entropy + end_divergence(model, source, OWN_ENDS.get(schedule, ENDS)[1])
     assert total == pytest.approx(floor, abs=2e-3) if model.sharpness == 1 else total > floor + 0.02
 
 
@@ -152,12 +193,13 @@ class Fixed:
         return Noise(0, batch.position)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "log_linear"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("share", [0.0, 0.125, 0.4])
 def test_the_training_nll_is_the_integral_over_time(monkeypatch, hermite, model, source, wanted, schedule, share):
     """Through `forward`: uniform t and the schedule's slope give the integral over lambda, rows that are sent to t = 0
     give the reconstruction. Without the bound in the loss there are no such rows, and no such term."""
     many, weight = hermite
+    wanted = wanted[schedule]
     node, width = (torch.as_tensor(v) / 2 for v in numpy.polynomial.legendre.leggauss(48))
     weights = {"cross_entropy": 1.0, "bound": float(share > 0), "reconstruction_share": share or 0.5}
     loss = objective(process_of(schedule=schedule), **weights)
