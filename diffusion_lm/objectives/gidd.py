@@ -2,9 +2,9 @@
 
 The bound is that of `uniform`, which holds for any mixture of mask and random tokens. Its weights w_t(z, x_0) =
 r_t(z) / q_t(z | x_0) vary over orders of magnitude. `clamp` limits them in training; `dynamic` divides them by the
-weight of a random token at the same time: for gamma = 1 that leaves 2 at a mask, 1 at a random token and B / V
-sqrt((1 - a) / a) at the right one, the paper's dynamic weights. The reported bound always has the true ones. All
-weights are float64.
+weight of a random token at the same time: for gamma = 1 that leaves 2 at a mask, 1 at a random token and w / (1 + w),
+w = B / V sqrt((1 - a) / a), at the right one (the paper's dynamic weights, which have w itself there, for small w). The
+reported bound always has the true ones. All weights are float64.
 """
 
 from dataclasses import dataclass

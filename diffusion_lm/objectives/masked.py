@@ -93,7 +93,7 @@ class MaskedBound(DiscreteObjective):
         free = torch.full_like(u, batch.tokens.shape[1]) if given is None else (~given).sum(1, keepdim=True)
         count = 1 + (u * free).long().clamp(max=free.long() - 1)
         x_t = self.process.corrupt_exactly(batch.tokens, count.squeeze(1), noise, given)
-        return Corrupted(batch.tokens, x_t, count / free, weight, given, scored_rows(self.scored(x_t)))
+        return Corrupted(batch.tokens, x_t, count.double() / free, weight, given, scored_rows(self.scored(x_t)))
 
 
 def share_of_counts(length: int, low: float, high: float) -> Float[Tensor, "L"]:

@@ -140,7 +140,7 @@ class World:
 
     def rates(self, a: torch.Tensor) -> torch.Tensor:
         """Q with dK = K Q d(1 - a). [N, V + 1, V + 1]"""
-        slope = torch.func.jvp(self.kernel, (a,), (-torch.ones_like(a),))[1]
+        slope = torch.autograd.functional.jvp(self.kernel, (a,), (-torch.ones_like(a),))[1]
         return torch.linalg.solve(self.kernel(a), slope)
 
     def a_of(self, level: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ class Enumerated:
         self.node, self.row, state = node[possible], row[possible], state[possible]
         self.x_0, self.x_t, self.a = source.sequences[self.row], states[state], a[self.node]
         self.chance, self.weight, self.source, self.world = chance[possible], weight[self.node], source, world
-        slope = torch.func.jvp(lambda v: world.masses(v)[0], (a,), (torch.ones_like(a),))[1]
+        slope = torch.autograd.functional.jvp(lambda v: world.masses(v)[0], (a,), (torch.ones_like(a),))[1]
         self.alpha_per_a, self.level = slope[self.node], 1 - world.masses(self.a)[0]
 
     def integral(self, rate: torch.Tensor) -> torch.Tensor:

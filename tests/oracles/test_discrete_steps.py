@@ -143,7 +143,7 @@ def test_the_exact_posterior_stays_above_the_entropy_and_comes_nearer_with_steps
 ):
     world, values = toy.World(process), []
     model = toy.Informed(source, world)
-    for steps in (*STEPS, 40):
+    for steps in (*STEPS, 20):
         naive = Chain(world, source, schedule, steps)
         found = sum(naive.of(objective_of(process, schedule, steps), model, monkeypatch).values())
         enumerated = naive.bound(lambda x_t, t, alpha=naive.a: model.predict(x_t, alpha(t, len(x_t))))
@@ -152,7 +152,7 @@ def test_the_exact_posterior_stays_above_the_entropy_and_comes_nearer_with_steps
     assert values == sorted(values, reverse=True)
     rest = lost_at_the_ends(world, source, naive, model)
     assert source.entropy + 1e-6 < values[-1]
-    assert values[-1] - source.entropy - rest < 0.15 * (values[0] - source.entropy - rest)
+    assert values[-1] - source.entropy - rest < 0.25 * (values[0] - source.entropy - rest)
 
 
 def lost_at_the_ends(world, source, naive: Chain, model) -> float:
