@@ -116,11 +116,11 @@ class World:
     """A discrete process of single tokens as matrices, from its definition alone; V tokens and the mask, id V.
 
     q(x_t | x_0) is row x_0 of K = alpha I + 1 b^T. `a` in (0, 1) is the schedule's value, 1 clean; everything but the
-    schedule is a function of it. mask_uniform: GIDD's equations with p = 0.1 and gamma = 1.
+    schedule is a function of it. mask_uniform: GIDD's equations, p being `share`.
     """
 
-    def __init__(self, name: str, vocabulary: int = 3) -> None:
-        self.name, self.vocabulary = name, vocabulary
+    def __init__(self, name: str, vocabulary: int = 3, share: float = 0.1, gamma: float = 1.0) -> None:
+        self.name, self.vocabulary, self.share, self.gamma = name, vocabulary, share, gamma
         self.symbols = vocabulary + (name != "uniform")
 
     def masses(self, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,7 +129,7 @@ class World:
             return a, 1 - a, 0 * a
         if self.name == "uniform":
             return a, 0 * a, (1 - a) / self.vocabulary
-        c = 2 / 9 * torch.sqrt(a * (1 - a))
+        c = 2**self.gamma * self.share / (1 - self.share) * (a * (1 - a)) ** (self.gamma / 2)
         return a / (1 + c), (1 - a) / (1 + c), c / (1 + c) / self.vocabulary
 
     def kernel(self, a: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,12 @@ from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Prediction
 
 V = 3
-PROCESSES = ["masked", "uniform", "mask_uniform"]
+PROCESSES = {  # name, settings, and the same in the toy's words
+    "masked": ("masked", {}, {}),
+    "uniform": ("uniform", {}, {}),
+    "mask_uniform": ("mask_uniform", {}, {}),
+    "mask_and_much_uniform": ("mask_uniform", {"uniform_share": 0.4, "gamma": 1.6}, {"share": 0.4, "gamma": 1.6}),
+}
 SCHEDULES = {
     "cosine": {},
     "log_linear": {"eps": 0.0},
@@ -23,10 +28,11 @@ def schedule(request):
     return build(config_class("schedules", request.param)(**SCHEDULES[request.param]))
 
 
-@pytest.fixture(params=PROCESSES)
+@pytest.fixture(params=list(PROCESSES))
 def pair(request, toy, schedule):
     """(process, the same as matrices)"""
-    return build(config_class("processes", request.param)(), schedule, V), toy.World(request.param)
+    name, settings, words = PROCESSES[request.param]
+    return build(config_class("processes", name)(**settings), schedule, V), toy.World(name, V, **words)
 
 
 def column(value: float, rows: int = 1) -> torch.Tensor:
