@@ -157,7 +157,7 @@ class DiscreteProcess(Process):
     def prior(self, like: Tokens, table: Float[Tensor, "V D"], noise: Noise) -> Tokens:
         """The noise of t = 1."""
         masses = self.masses(torch.ones(len(like), 1, dtype=torch.float64, device=like.device))
-        return self.draw_noise(like, masses.mask / (1 - masses.alpha), noise)
+        return self.draw_noise(like, masses.mask / (1 - masses.alpha), noise, Stream.PRIOR)
 
     def corrupt(self, x: Tokens, t: Times, noise: Noise, s: Times | None = None) -> Tokens:
         return self._from(x, t, s).sample(noise)
@@ -211,9 +211,11 @@ class DiscreteProcess(Process):
         known = torch.log(masses.alpha.clamp(min=SMALLEST) / (masses.mask.clamp(min=SMALLEST) * self.vocabulary))
         return torch.where(self.is_masked(x_t), known, 0.0)
 
-    def draw_noise(self, like: Tokens, mask_share: Times, noise: Noise) -> Tokens:
+    def draw_noise(
+        self, like: Tokens, mask_share: Times, noise: Noise, stream: Stream = Stream.REPLACE
+    ) -> Tokens:
         """What a replaced position holds: the mask with probability `mask_share`, else a random token."""
-        draw = noise.uniform(Stream.REPLACE, like.shape[1])
+        draw = noise.uniform(stream, like.shape[1])
         token = (draw - mask_share) / (1 - mask_share).clamp(min=SMALLEST) * self.vocabulary
         return torch.where(draw < mask_share, self.mask_id, token.long().clamp(0, self.vocabulary - 1))
 

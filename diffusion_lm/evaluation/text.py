@@ -29,6 +29,11 @@ def draw_texts(
     tokenizer = load_tokenizer(config.data.tokenizer)
     device = model.given.device
     tokens = given = None
+    if prompt and config.sampler.guidance and config.prompt.prompted() == 1:
+        raise UserError(
+            f"guidance: got {config.sampler.guidance} for a model that was trained with a prompt in every sequence; it "
+            "has nothing to compare with: train with prompt.fraction below 1 or prompt.dropout above 0"
+        )
     if prompt:
         ids = torch.as_tensor(tokenizer.encode_ordinary(prompt).astype("int64"), device=device)
         if len(ids) >= length:

@@ -53,5 +53,7 @@ class Masked(DiscreteProcess):
         chosen = torch.arange(x.shape[1], device=x.device) < count[:, None]
         return x.scatter(1, order, torch.where(chosen, self.mask_id, x.gather(1, order)))
 
-    def draw_noise(self, like: Tokens, mask_share: Times, noise: Noise) -> Tokens:
+    def draw_noise(
+        self, like: Tokens, mask_share: Times, noise: Noise, stream: Stream = Stream.REPLACE
+    ) -> Tokens:
         return torch.full_like(like, self.mask_id)

@@ -81,11 +81,6 @@ class Sampler(ABC):
         self.config = config
         self.process = process
 
-    @property
-    def guidance(self) -> float:
-        """The weight of guidance."""
-        return self.config.guidance
-
     @abstractmethod
     def step(self, state: SamplerState, predict: Predict) -> SamplerState:
         """One interval of the time grid for every row."""
@@ -117,7 +112,7 @@ class Network:
     def __init__(
         self, sampler: Sampler, model: DenoisingModel, noise: Noise, clean: State, given: Given | None
     ) -> None:
-        self.process, self.guidance = sampler.process, sampler.guidance
+        self.process, self.guidance = sampler.process, sampler.config.guidance
         self.model, self.noise, self.clean, self.given = model, noise, clean, given
         self.calls = torch.zeros_like(noise.position)
 
@@ -164,8 +159,9 @@ def generate(
 
     prompt [B, L] holds the tokens of the given positions `given` [B, L]; they stay as they are.
     """
-    if sampler.guidance and given is None:
-        raise UserError(f"guidance: got {sampler.guidance} and no prompt to be guided by; give one, or leave it 0")
+    guidance = sampler.config.guidance
+    if guidance and given is None:
+        raise UserError(f"guidance: got {guidance} and no prompt to be guided by; give one, or leave it 0")
     process, table = sampler.process, model.table()
     rows, device = len(noise.position), noise.position.device
     blank = torch.zeros(rows, length, dtype=torch.long, device=device)

@@ -64,6 +64,12 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
     config = resolve(config, saved)
     info = data_facts(config.data)
     training = config.training
+    if training.samples and config.sampler.guidance:
+        raise UserError(
+            f"sampler.guidance: got {config.sampler.guidance}, but training draws its texts without a prompt; leave it "
+            f"0, and guide when generating: python -m diffusion_lm generate {run.folder} --prompt TEXT guidance="
+            f"{config.sampler.guidance}"
+        )
     accumulation_steps(training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes)
     run.check(saved, config)
     for split in SPLITS:

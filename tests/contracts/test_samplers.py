@@ -174,6 +174,15 @@ def test_ddim_with_all_of_the_noise_is_ancestral(tools):
     assert torch.equal(*drawn)
 
 
+def test_the_start_and_the_first_step_share_no_number(tools):
+    """What a first step replaces has nothing to do with what stood there."""
+    process, rows = tools.process_of("uniform", "log_linear"), tools.rows_noise(4000)
+    blank = torch.zeros(4000, 1, dtype=torch.long)
+    start = process.prior(blank, torch.zeros(3, 1), rows)
+    replaced = process.draw_noise(blank, torch.zeros(4000, 1, dtype=torch.float64), rows)
+    assert tools.near((start == replaced).double(), 1 / 3)
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.5])
 def test_ddim_refuses_an_impossible_share_of_noise(eta):
     with pytest.raises(ValueError, match=f"eta: got {eta}, expected 0 to 1"):

@@ -274,7 +274,7 @@ def test_not_a_run(place):
         (["generate", "--count", "0"], "count 0 and length 0: expected at least 1 text"),
         (
             ["generate", "num_stps=3"],
-            "sampler.num_stps: unknown key 'num_stps'; expected one of num_steps; did you mean ",
+            "sampler.num_stps: unknown key 'num_stps'; expected one of guidance, num_steps; did you mean ",
         ),
         (["generate", "name=ddim"], "sampler 'ddim' cannot sample process 'masked'"),
         (["generate", "num_steps=0"], "sampler: num_steps: got 0, expected at least 1"),
