@@ -22,7 +22,7 @@ class Noisy:
     noise_level: Float[Tensor, "B N"]
     given: Given | None = None
     self_condition: Hidden | None = None
-    answer: Hidden | None = None
+    answer: Float[Tensor, "B L C"] | None = None
 
 
 @dataclass(frozen=True)

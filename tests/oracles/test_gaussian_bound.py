@@ -36,7 +36,7 @@ def learned() -> Learned:
             parameter += torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         schedule.start.fill_(math.log(0.1 / 0.9))
         schedule.end.fill_(math.log(0.2 / 0.8))
-    return schedule
+    return schedule.requires_grad_(False)
 
 
 SCHEDULES = {
@@ -147,14 +147,14 @@ def rows_of(source, many: int) -> tuple[Batch, torch.Tensor]:
 def test_the_bound_of_the_exact_posterior_is_entropy_and_divergence(monkeypatch, hermite, toy, source, schedule):
     """Through `bound` itself, with quadrature for noise and levels: to 1e-4 nats."""
     many, weight = hermite
-    middles = (torch.arange(400, dtype=torch.float64) + 0.5) / 400
+    middles = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
     monkeypatch.setattr(
         objective_module, "stratified_levels", lambda noise, draws: middles.expand(len(noise.position), -1)
     )
     exact = toy.GaussianPosterior(source, toy.polygon(V, D), ENDS)
     batch, p = rows_of(source, many)
     with torch.no_grad():
-        bound = objective(process_of(schedule=schedule)).bound(exact, batch, Noise(0, batch.position), 400)
+        bound = objective(process_of(schedule=schedule)).bound(exact, batch, Noise(0, batch.position), 200)
     total = float((p * weight.repeat(V) * bound.nll).sum())
     divergence = end_divergence(exact, source, OWN_ENDS.get(schedule, ENDS)[1])
     assert total == pytest.approx(source.entropy + divergence, abs=1e-4)
@@ -178,6 +178,18 @@ def test_the_bound_is_the_integral_of_every_term(monkeypatch, hermite, model, so
     total = float((share * bound.nll).sum())
     floor = source.entropy + end_divergence(model, source, OWN_ENDS.get(schedule, ENDS)[1])
     assert total == pytest.approx(floor, abs=2e-3) if model.sharpness == 1 else total > floor + 0.02
+
+
+@torch.no_grad()
+def test_the_prior_of_vectors_of_any_norm_is_their_divergence(toy, source):
+    """KL(N(sqrt(alpha) e, 1 - alpha) || N(0, 1)), by the library's formula for two normal distributions."""
+    model = toy.GaussianPosterior(source, toy.polygon(V, D) * torch.tensor([[0.1], [0.7], [2.0]]).double(), ENDS)
+    batch = Batch(torch.tensor([[0], [1], [2]]), torch.arange(3))
+    found = objective(process_of()).bound(model, batch, Noise(0, batch.position), 1).terms["prior"]
+    alpha = torch.sigmoid(torch.tensor(ENDS[1], dtype=torch.float64))
+    end = torch.distributions.Normal(alpha.sqrt() * model.vectors, (1 - alpha).sqrt())
+    standard = torch.distributions.Normal(torch.zeros_like(model.vectors), torch.ones_like(model.vectors))
+    torch.testing.assert_close(found, torch.distributions.kl_divergence(end, standard).sum(1), rtol=1e-9, atol=0)
 
 
 @dataclass(frozen=True)
