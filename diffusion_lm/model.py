@@ -17,6 +17,7 @@ from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.norm import rms_norm
 from diffusion_lm.layers.row_cross_entropy import row_cross_entropy
 from diffusion_lm.noisy import Noisy
+from diffusion_lm.precision import wide
 from diffusion_lm.processes.base import Process
 from diffusion_lm.readouts import READOUTS, Readout
 from diffusion_lm.shapes import Float, Hidden, Int, Logits, Tensor, Tokens
@@ -88,10 +89,10 @@ class TokenVectors(nn.Module):
         self.own_estimate = nn.Parameter(torch.zeros(conditioned, config.d_model)) if conditioned else None
 
     def table(self) -> Float[Tensor, "V D"]:
-        """The vectors, float32."""
+        """The vectors, float32 or better."""
         if not self.config.normalise_embeddings:
-            return self.weight.float()
-        return nn.functional.normalize(self.weight.float(), dim=1) * math.sqrt(self.weight.shape[1])
+            return wide(self.weight)
+        return nn.functional.normalize(wide(self.weight), dim=1) * math.sqrt(self.weight.shape[1])
 
     def forward(self, noisy: Noisy, bias: Float[Tensor, "V"]) -> tuple[Hidden, Logits]:
         """The trunk's input, and ln q(x_t | token) up to a constant [B, L, V]. `bias` is the head's: token log-odds."""
@@ -100,9 +101,9 @@ class TokenVectors(nn.Module):
         evidence = self.process.token_evidence(noisy.x, level, table)
         state = noisy.x
         if self.config.local_estimate:
-            local = torch.softmax(evidence + bias.float(), -1) @ table
+            local = torch.softmax(evidence + wide(bias), -1) @ table
             state = torch.cat((state, local.to(state.dtype)), -1)
-        hidden = self.project(state).float()
+        hidden = wide(self.project(state))
         if self.own_estimate is None:
             return hidden, evidence
         estimate = torch.zeros_like(noisy.x) if noisy.self_condition is None else noisy.self_condition

@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
+from diffusion_lm.precision import wide
 from diffusion_lm.random import Noise, Stream, categorical
 from diffusion_lm.shapes import Float, Hidden, Logits, State, Tensor, Times, Tokens
 
@@ -112,10 +113,10 @@ class Vector(Readout):
         return self.x_0
 
     def closeness(self) -> Float[Tensor, "B L V"]:
-        """-|x_0_hat - e_v|^2 / 2 for every token v, up to a constant, float32."""
-        table = self.table.float()
+        """-|x_0_hat - e_v|^2 / 2 for every token v, up to a constant, float32 or better."""
+        table = wide(self.table)
         with torch.autocast(table.device.type, enabled=False):
-            return self.x_0.float() @ table.T - 0.5 * table.square().sum(1)
+            return wide(self.x_0) @ table.T - 0.5 * table.square().sum(1)
 
     def draw(self, noise: Noise) -> Tokens:
         """The nearest token."""

@@ -7,6 +7,7 @@ import torch
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Noisy
 from diffusion_lm.objectives.base import Objective
+from diffusion_lm.precision import wide
 from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Readout
@@ -79,7 +80,7 @@ class GaussianObjective(Objective):
 
 def squared_error(prediction: Readout, x_0: Hidden, table: Float[Tensor, "V D"]) -> Float[Tensor, "B L"]:
     """|x_0 - x_0_hat|^2 per position."""
-    return (x_0.float() - prediction.estimate(table)).square().sum(-1)
+    return (wide(x_0) - prediction.estimate(table)).square().sum(-1)
 
 
 def variance(per_row: Rows) -> Float[Tensor, ""]:

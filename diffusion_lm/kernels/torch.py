@@ -1,7 +1,7 @@
 """torch: the chunked scan in plain PyTorch, for any device.
 
 Inside a chunk of Q positions the scan is a masked matrix product; between chunks it is a recurrence over states
-(Dao and Gu, arXiv 2405.21060, section 6). Heads of a group share one C B^T product. Decays are float32.
+(Dao and Gu, arXiv 2405.21060, section 6). Heads of a group share one C B^T product. Decays are float32 or better.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from diffusion_lm.kernels.base import ScanKernel, check_groups
+from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Tensor
 
 
@@ -38,7 +39,7 @@ class Torch(ScanKernel):
         x, dt, B, C = (_pad(v, -length % chunk) for v in (x, dt, B, C))
         x, dt, B, C = (v.unflatten(1, (-1, chunk)) for v in (x, dt, B, C))  # [B, c, Q, ...]
 
-        log_decay = (dt.float() * A.float()).transpose(2, 3).cumsum(-1)  # [B, c, H, Q], from the chunk's start
+        log_decay = (wide(dt) * wide(A)).transpose(2, 3).cumsum(-1)  # [B, c, H, Q], from the chunk's start
         x = (x * dt.to(x.dtype).unsqueeze(-1)).transpose(2, 3)  # [B, c, H, Q, P]
         B, C = B.transpose(2, 3), C.transpose(2, 3)  # [B, c, G, Q, N]
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Tensor
 
 FREQUENCIES = 32
@@ -21,7 +22,7 @@ class NoiseLevelEmbedding(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, level: Float[Tensor, "B N"]) -> Float[Tensor, "B N C"]:
-        angle = level.to(torch.float32).unsqueeze(-1) * self.frequency
+        angle = level.to(wide(self.frequency).dtype).unsqueeze(-1) * self.frequency
         return self.out(nn.functional.silu(self.hidden(torch.cat((angle.cos(), angle.sin()), -1))))
 
 

@@ -1,8 +1,9 @@
-"""Root-mean-square norms, computed in float32."""
+"""Root-mean-square norms, computed in float32 or better."""
 
 import torch
 from torch import nn
 
+from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Tensor
 
 
@@ -15,7 +16,7 @@ class GatedRMSNorm(nn.Module):
         self.groups, self.eps = groups, eps
 
     def forward(self, y: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        gated = (y.float() * nn.functional.silu(z.float())).unflatten(-1, (self.groups, -1))
+        gated = (wide(y) * nn.functional.silu(wide(z))).unflatten(-1, (self.groups, -1))
         scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
         return (scaled.flatten(-2) * self.weight).to(y.dtype)
 

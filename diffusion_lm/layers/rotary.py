@@ -16,8 +16,9 @@ class Rotary(nn.Module):
         self.half, self.base = head_dim // 2, base
 
     def forward(self, x: Float[Tensor, "B H L P"]) -> Float[Tensor, "B H L P"]:
-        frequency = self.base ** (-torch.arange(self.half, device=x.device, dtype=torch.float32) / self.half)
-        angle = torch.arange(x.shape[2], device=x.device, dtype=torch.float32)[:, None] * frequency  # [L, P/2]
+        precision = torch.promote_types(x.dtype, torch.float32)
+        frequency = self.base ** (-torch.arange(self.half, device=x.device, dtype=precision) / self.half)
+        angle = torch.arange(x.shape[2], device=x.device, dtype=precision)[:, None] * frequency  # [L, P/2]
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b = x.chunk(2, -1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)

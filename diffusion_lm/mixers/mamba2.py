@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from diffusion_lm.kernels.base import kernel_choice, kernel_class
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.mixers.base import MixerConfig, SequenceMixer, check_sizes
+from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Hidden
 
 
@@ -99,8 +100,8 @@ class Mamba2(SequenceMixer):
         x, B, C = mixed.split((self.inner, self.state, self.state), -1)
         x = x.unflatten(-1, (self.heads, -1))  # [B, L, H, P]
         B, C = (v.unflatten(-1, (self.config.n_groups, -1)) for v in (B, C))  # [B, L, G, N]
-        dt = F.softplus(dt.float() + self.dt_bias.float())
-        y = self.kernel.scan(x, dt, -torch.exp(self.A_log.float()), B, C, self.config.chunk_size)
+        dt = F.softplus(wide(dt) + wide(self.dt_bias))
+        y = self.kernel.scan(x, dt, -torch.exp(wide(self.A_log)), B, C, self.config.chunk_size)
         y = y + x * self.D.to(x.dtype).unsqueeze(-1)
         return self.out_proj(self.norm(y.flatten(2), z))
 

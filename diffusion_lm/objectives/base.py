@@ -16,6 +16,7 @@ from torch import nn
 from diffusion_lm.config import build, config_class
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted
+from diffusion_lm.precision import wide
 from diffusion_lm.processes.base import Process
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.random import Noise
@@ -134,5 +135,5 @@ class Objective(nn.Module, ABC):
 
 
 def cross_entropy(logits: Float[Tensor, "B L V"], tokens: torch.Tensor) -> Float[Tensor, "B L"]:
-    """-ln softmax(logits)[token] per position, float32."""
-    return nn.functional.cross_entropy(logits.float().transpose(1, 2), tokens, reduction="none")
+    """-ln softmax(logits)[token] per position, float32 or better."""
+    return nn.functional.cross_entropy(wide(logits).transpose(1, 2), tokens, reduction="none")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from diffusion_lm.precision import wide
 from diffusion_lm.processes.base import Distribution, Process
 from diffusion_lm.random import Noise, Stream
 from diffusion_lm.readouts import Readout
@@ -111,15 +112,15 @@ class Gaussian(Process):
     ) -> Float[Tensor, "B L V"]:
         """ln N(x; sqrt(alpha) e_v, 1 - alpha) up to a constant, for every token v: Plaid's output prior.
 
-        sqrt(alpha) / (1 - alpha) x . e_v - alpha |e_v|^2 / (2 (1 - alpha)), float32.
+        sqrt(alpha) / (1 - alpha) x . e_v - alpha |e_v|^2 / (2 (1 - alpha)), float32 or better.
         """
         log_snr = self.log_snr_max - noise_level.to(torch.float64) * (self.log_snr_max - self.log_snr_min)
         snr = torch.exp(log_snr)
-        gain = torch.sqrt(snr * (1 + snr)).to(torch.float32).unsqueeze(-1)
-        table = table.to(torch.float32)
+        table = wide(table)
+        gain = torch.sqrt(snr * (1 + snr)).to(table.dtype).unsqueeze(-1)
         with torch.autocast(x.device.type, enabled=False):  # bfloat16's error times the gain would be whole nats
-            product = x.to(torch.float32) @ table.T
-        return gain * product - 0.5 * snr.to(torch.float32).unsqueeze(-1) * table.square().sum(1)
+            product = x.to(table.dtype) @ table.T
+        return gain * product - 0.5 * snr.to(table.dtype).unsqueeze(-1) * table.square().sum(1)
 
 
 def _channel(value: Times, like: Hidden) -> Float[Tensor, "B #L 1"]:
