@@ -201,7 +201,8 @@ class DiscreteProcess(Process):
         masses = self.masses(t)
         itself = torch.nn.functional.one_hot(x_t.clamp(max=log_scores.shape[-1] - 1), log_scores.shape[-1]).bool()
         marginal = torch.softmax(log_scores.masked_fill(itself, 0.0).double(), -1)
-        found = ((marginal - masses.token.unsqueeze(-1)) / masses.alpha.unsqueeze(-1)).clamp(min=1e-12)
+        # alpha p_0: without the division, for at t = 1 alpha may be 0
+        found = (marginal - masses.token.unsqueeze(-1)).clamp(min=1e-12)
         found = found.masked_fill(log_scores == -torch.inf, 0.0).log().to(log_scores.dtype)
         return torch.where(self.is_masked(x_t).unsqueeze(-1), log_scores, found)
 

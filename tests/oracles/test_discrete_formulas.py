@@ -190,6 +190,28 @@ def test_scores_give_back_the_posterior_that_they_come_from(toy, name):
     torch.testing.assert_close(found[places], wanted[places], rtol=1e-8, atol=1e-10)
     shift = 3 * torch.randn(5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     wild = replace(scores, logits=scores.logits + shift)
-    wild = wild.posterior(process, x_t, t).probabilities()
-    assert wild.isfinite().all()
-    assert (wild[..., 3:] == 0).all()
+    for time in (t, 0 * t, 0 * t + 1):
+        found = wild.posterior(process, x_t, time).probabilities()
+        assert found.isfinite().all()
+        assert (found[..., 3:] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["uniform", "mask_uniform"])
+def test_float32_logits_over_many_tokens_lose_little(toy, name):
+    """Continuous time and one of 1000 steps, vocabulary 20,000: the cancelling parts are float64."""
+    size, rows = 20_000, 9
+    process = build(config_class("processes", name)(), LogLinear(LogLinearConfig(eps=0.0)), size)
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(rows, 3, size, generator=generator, dtype=torch.float64)
+    text = logits.argmax(-1).where(torch.arange(3) < 2, 7)
+    x_t = text.where(torch.arange(3) != 1, 11)
+    t = torch.linspace(1e-3, 0.999, rows, dtype=torch.float64).unsqueeze(1)
+    single, double = (
+        [
+            jump_weight(process, text, x_t, t) * jump_divergence(process, Prediction(v), text, x_t, t),
+            1000 * step_divergence(process, Prediction(v), text, x_t, t, t - 1e-3),
+        ]
+        for v in (logits.float(), logits.float().double())
+    )
+    for found, wanted in zip(single, double, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffusion_lm.config import build, config_class
+from diffusion_lm.noisy import Noisy
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Prediction
 
@@ -154,3 +155,19 @@ def test_decoding_what_the_start_leaves_open_gives_the_source(toy, pair, p):
     assert toy.chi_square(seen[wanted > 1e-12], wanted[wanted > 1e-12]) > 1e-4
     if process.holds_tokens(start):
         assert torch.equal(start, tokens)
+
+
+@pytest.mark.parametrize("name", ["masked", "uniform"])
+def test_a_chain_of_ratios_ends_in_the_source_too(toy, name):
+    """The readout `score`: what the reverse step needs is read from ratios of p_t."""
+    one, world, steps = toy.Source(V, 1, seed=5, sharpness=1.0), toy.World(name), 4
+    process = build(config_class("processes", name)(), build(config_class("schedules", "log_linear")(eps=0.02)), V)
+    model, rows = toy.Informed(one, world, scores=True), process.symbols
+    law = one.probabilities @ kernel(process, world, 1.0)[:V]
+    for step in range(steps):
+        t, s = (column(1 - k / steps, rows) for k in (step, step + 1))
+        said = model(Noisy(every_symbol(process), process.noise_level(t)))
+        back = process.reverse(every_symbol(process), said, t, s, torch.zeros(rows, 1))
+        law = law @ back.probabilities(rows)[:, 0]
+    torch.testing.assert_close(law[:V], one.probabilities, rtol=1e-8, atol=1e-10)
+    assert (law[V:] < 1e-12).all()
