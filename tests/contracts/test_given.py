@@ -5,10 +5,13 @@ import itertools
 import pytest
 import torch
 
-from diffusion_lm.config import from_tree
+from diffusion_lm.config import build, config_class, from_tree, part_class, variants
 from diffusion_lm.errors import UserError
 from diffusion_lm.experiment import ExperimentConfig
+from diffusion_lm.noisy import Batch
+from diffusion_lm.objectives.base import TrainingNoise
 from diffusion_lm.prompts import PromptConfig, draw_given
+from diffusion_lm.random import Noise
 
 
 def pattern_counts(given: torch.Tensor) -> torch.Tensor:
@@ -92,3 +95,65 @@ def test_a_share_outside_0_to_1_is_refused(field, value):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(UserError, match=r"prompt\.kind: no choice 'suffix'; expected one of prefix, spans"):
         from_tree(ExperimentConfig, {"prompt": {"kind": "suffix"}})
+
+
+def class_of(objective: str) -> type:
+    return part_class(config_class("objectives", objective)())
+
+
+PAIRS = [(o, p) for o in variants("objectives") if not class_of(o).causal for p in class_of(o).processes]
+
+
+@pytest.mark.parametrize("kind", ["prefix", "spans"])
+@pytest.mark.parametrize(("name", "process"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_given_positions_are_clean_and_marked_and_not_scored(tools, name, process, kind):
+    process = tools.process_of(process, class_of(name).default_schedule, 5)
+    prompt = PromptConfig(fraction=0.8, kind=kind, dropout=0.3)
+    objective = build(config_class("objectives", name)(), process, prompt, TrainingNoise(3, 32))
+    tokens = torch.randint(5, (32, 9), generator=torch.Generator().manual_seed(0))
+    given = draw_given(prompt, Noise(3, torch.arange(32)), 9)
+    assert given.any(1).any()
+    assert not given.any(1).all()
+
+    class Recorder(tools.Fake):
+        """Adds to the last layer at the given positions."""
+
+        def __init__(self, shift: float) -> None:
+            super().__init__()
+            self.model = tools.shaken(tools.small_model(process, objective=name))
+            self.shift, self.seen = shift, None
+
+        def table(self) -> torch.Tensor:
+            return self.model.table()
+
+        def forward(self, noisy):
+            self.seen = noisy
+            wrong = self.shift * torch.linspace(-1, 1, 5)
+            return tools.changed(
+                self.model(noisy),
+                lambda v: torch.cat((v[..., :5] + noisy.given.unsqueeze(-1) * wrong[: v.shape[-1]], v[..., 5:]), -1),
+            )
+
+    right, wrong = Recorder(0.0), Recorder(50.0)
+    losses = [objective(model, Batch(tokens, torch.arange(32))) for model in (right, wrong)]
+    assert torch.equal(right.seen.given, given)
+    clean = process.encode(tokens, right.table())
+    assert torch.equal(right.seen.x[given], clean[given])
+    assert not torch.equal(right.seen.x[~given], clean[~given])
+    assert losses[0].tokens.tolist() == (9 - given.sum(1)).tolist()
+    torch.testing.assert_close(losses[0].loss, losses[1].loss)
+    torch.testing.assert_close(losses[0].nll, losses[1].nll)
+
+
+@pytest.mark.parametrize(("name", "process"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_a_hidden_prompt_is_noised_and_scored_like_the_rest(tools, name, process):
+    """With every prompt hidden, training is training without prompts."""
+    process = tools.process_of(process, class_of(name).default_schedule, 5)
+    model = tools.shaken(tools.small_model(process, objective=name))
+    batch = Batch(torch.randint(5, (8, 9), generator=torch.Generator().manual_seed(0)), torch.arange(8))
+    hidden, never = (
+        build(config_class("objectives", name)(), process, PromptConfig(fraction=f, dropout=1.0), TrainingNoise(3, 8))
+        for f in (1.0, 0.0)
+    )
+    torch.testing.assert_close(hidden(model, batch).loss, never(model, batch).loss)
+    assert hidden(model, batch).tokens.tolist() == [9.0] * 8
