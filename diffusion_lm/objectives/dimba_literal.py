@@ -8,8 +8,8 @@ beta_k = min(1 - alpha(k / T) / alpha((k - 1) / T), 0.999), the clip of Nichol a
 `prompt.leak` on and `model.normalise_embeddings` off besides.
 
 Nothing says how probable a token is, so there is no likelihood: reported are, over k, the mean squared error per
-dimension, the share of tokens to which x_0_hat is rounded rightly, and the spread of the embeddings, the root mean
-squared distance from their mean per dimension: near 1 at the start, 0 when they have collapsed to a point.
+dimension, the share of tokens to which x_0_hat is rounded rightly, and the spread of a sequence's embeddings, the root
+mean squared distance from their mean per dimension: near 1 at the start, 0 when they have collapsed to a point.
 """
 
 from dataclasses import dataclass
@@ -89,6 +89,6 @@ class DimbaLiteral(GaussianObjective):
             said = self._predict(model, x_0, log_snr, noise.at(k), None, evaluation=True)
             errors.append(squared_error(said, x_0, table).mean(1) / table.shape[1])
             right.append((said.draw(noise) == batch.tokens).float().mean(1))
-        spread = (table - table.mean(0)).square().mean().sqrt()
+        spread = (x_0 - x_0.mean(1, keepdim=True)).square().mean((1, 2)).sqrt()
         mse, accuracy = (torch.stack(values, 1).mean(1) for values in (errors, right))
-        return {"mse": mse, "rounding_accuracy": accuracy, "embedding_spread": spread.expand_as(mse)}
+        return {"mse": mse, "rounding_accuracy": accuracy, "embedding_spread": spread}
