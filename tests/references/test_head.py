@@ -9,7 +9,10 @@ from diffusion_lm.config import build, config_class
 from diffusion_lm.layers import row_cross_entropy as module
 from diffusion_lm.layers.row_cross_entropy import row_cross_entropy
 from diffusion_lm.model import DenoisingModel, ModelConfig
-from diffusion_lm.noisy import Noisy, scored_rows
+from diffusion_lm.noisy import Batch, Noisy, scored_rows
+from diffusion_lm.objectives.base import TrainingNoise
+from diffusion_lm.prompts import PromptConfig
+from diffusion_lm.random import Noise
 
 D = 8
 VOCABULARY, LENGTH = 11, 16
@@ -216,6 +219,25 @@ def test_memory_never_holds_the_logits_of_all_rows_and_nothing_waits_for_a_devic
     with Largest() as seen:  # what the recorder has to see
         torch.ones(3)[torch.ones(3) > 0].sum().item()
     assert {"aten.index", "aten._local_scalar_dense"} <= seen.operations
+
+
+def test_the_masked_bound_is_that_of_the_dense_head():
+    """With more masked positions than the smallest number of rows."""
+    model, draws, rows = masked_model().eval(), 3, 40
+    objective = build(config_class("objectives", "masked")(), model.process, PromptConfig(), TrainingNoise(0, 8))
+    tokens = torch.randint(VOCABULARY, (rows, LENGTH), generator=torch.Generator().manual_seed(0))
+    noise = Noise(0, torch.arange(rows))
+    with torch.no_grad():
+        bound = objective.bound(model, Batch(tokens, torch.arange(rows)), noise, draws)
+        counts = (bound.level * LENGTH).round().long()
+        assert (counts.sum(0) > 256).any() and (counts.sum(0) % 256 != 0).all()
+        expected = torch.zeros(rows, dtype=torch.float64)
+        for k in range(draws):
+            x_t = model.process.corrupt_exactly(tokens, counts[:, k], noise.at(k))
+            masked = x_t == VOCABULARY
+            _, losses = dense(model, Noisy(x_t, bound.level[:, k : k + 1]), tokens, masked.double())
+            expected += losses.sum(1) * LENGTH / counts[:, k] / draws
+    torch.testing.assert_close(bound.nll, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_are_named_and_filled_up():
