@@ -24,6 +24,14 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="the likelihood bound of a run, with its standard error")
     evaluate.add_argument("run", help="a run folder")
+    evaluate.add_argument("run_b", nargs="?", metavar="RUN_B", help="another, to compare with sequence by sequence")
+    evaluate.add_argument(
+        "--data", help="a folder of shards, text files, or a named text set (the run's validation split by default)"
+    )
+    evaluate.add_argument("--protocol", help="how text is cut into sequences (whole-corpus)")
+    evaluate.add_argument("--precision", default="float32", help="float32 or float64")
+    evaluate.add_argument("--seed", type=int, help="of the noise (the run's own by default)")
+    evaluate.add_argument("--out", help="folder of the results (RUN/evaluation/NAME by default)")
     evaluate.add_argument("--draws", type=int, help="stratified noise levels per sequence (the run's own by default)")
     evaluate.add_argument(
         "--samples",
@@ -32,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         help="also draw that many texts and count their common 3-grams",
     )
     evaluate.add_argument(
-        "--sequences", type=int, default=0, help="validation sequences at most; 0 is the run's own number"
+        "--sequences", type=int, default=0, help="sequences at most; 0 is the run's own number, or all"
     )
 
     generate = commands.add_parser("generate", help="draw text from a run")

@@ -112,12 +112,14 @@ class DiffusionModule(lightning.LightningModule):
 
 
 def bound_metrics(per_token: Tensor, bytes_per_token: float) -> dict[str, Tensor]:
-    """The reported numbers, from every sequence's bound in nats per token; the standard error is over sequences."""
-    mean = per_token.mean()
-    spread = per_token.std() if len(per_token) > 1 else torch.full_like(mean, math.nan)
+    """The reported numbers, from every sequence's bound in nats per token; the standard error is over sequences.
+
+    One sequence has none.
+    """
+    mean, count = per_token.mean(), len(per_token)
     return {
         "val/nll": mean,
-        "val/nll_se": spread / math.sqrt(len(per_token)),
+        **({"val/nll_se": per_token.std() / math.sqrt(count)} if count > 1 else {}),
         "val/ppl_bound": mean.exp(),
         "val/bpb": mean / math.log(2) / bytes_per_token,
     }

@@ -1,65 +1,128 @@
-"""The bound of a trained run over its validation split, with a standard error over sequences."""
+"""The bound of a trained run, per sequence, and what is reported of it; two runs are compared sequence by sequence."""
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import DataLoader
 
-from diffusion_lm.data.datamodule import TokenDataModule
-from diffusion_lm.errors import UserError
+from diffusion_lm.config import name_of, to_tree
+from diffusion_lm.errors import RunError, UserError
 from diffusion_lm.evaluation.levels import LevelCurve
 from diffusion_lm.evaluation.load import LoadedRun
+from diffusion_lm.evaluation.sequences import SequenceSet
 from diffusion_lm.lightning_module import bound_metrics
-from diffusion_lm.noisy import Batch
-from diffusion_lm.objectives.base import Bound
 from diffusion_lm.random import Noise
+from diffusion_lm.shapes import Float, Rows, Tensor
 
 
 @dataclass(frozen=True)
-class Likelihood:
-    """metrics: val/nll, val/nll_se, val/ppl_bound, val/bpb; terms: parts of val/nll in nats per token."""
+class Scores:
+    """Nats per token of every sequence, float64 on the host: the bound, its terms, other conventions beside it.
 
-    metrics: dict[str, float]
-    terms: dict[str, float]
-    by_noise_level: dict[str, float]
-    sequences: int
-    tokens: int
-    draws: int
+    tokens: positions scored per sequence; level and cross_entropy: as in `Bound`.
+    """
+
+    nll: Rows
+    tokens: Rows
+    terms: dict[str, Rows]
+    beside: dict[str, Rows]
+    level: Float[Tensor, "B K"]
+    cross_entropy: Float[Tensor, "B K"]
+
+    def curve(self) -> LevelCurve:
+        """The loss by noise level."""
+        return LevelCurve.of(self.level, self.cross_entropy)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over sequences with its standard error, None for one sequence."""
+
+    mean: float
+    standard_error: float | None
+
+    @classmethod
+    def of(cls, rows: Rows) -> "Estimate":
+        """Of one number per sequence."""
+        return cls(float(rows.mean()), float(rows.std() / math.sqrt(len(rows))) if len(rows) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """B - A in nats per token over the same sequences.
+
+    common_levels: both saw the same noise levels of the same process, so that what they share cancels.
+    """
+
+    nll: Estimate
+    better_share: float
+    common_levels: bool
+    rows: Rows
 
 
 @torch.no_grad()
-def evaluate(run: LoadedRun, draws: int, sequences: int = 0) -> Likelihood:
-    """The bound in float32 from `draws` stratified noise levels per sequence, at most `sequences` (0: the run's own).
+def score(run: LoadedRun, data: SequenceSet, draws: int, seed: int) -> Scores:
+    """Every sequence's bound from `draws` stratified noise levels, in the run's precision.
 
-    The noise depends on the evaluation seed and the sequence alone, so runs on one corpus share it.
+    The noise depends on the seed and the sequence's place in its set alone, so all runs share it. Raises `UserError`
+    for an objective without a bound, `RunError` where the bound is no number.
     """
     if draws < 1:
         raise UserError(f"draws: got {draws}, expected at least 1")
-    if sequences < 0:
-        raise UserError(f"sequences: got {sequences}, expected 0 or more")
-    settings = run.config.data
-    settings.val_sequences = sequences or settings.val_sequences
-    bounds = list(_bounds(run, draws))
-    per_token = torch.cat([b.nll / b.tokens for b in bounds])
-    metrics = bound_metrics(per_token, run.info.bytes_per_token)
-    terms = {name: float(torch.cat([b.terms[name] / b.tokens for b in bounds]).mean()) for name in bounds[0].terms}
-    curve = LevelCurve.of(torch.cat([b.level for b in bounds]), torch.cat([b.cross_entropy for b in bounds]))
-    return Likelihood(
-        metrics={name: float(value) for name, value in metrics.items()},
-        terms=terms,
-        by_noise_level=dict(curve.points()),
-        sequences=len(per_token),
-        tokens=int(sum(float(b.tokens.sum()) for b in bounds)),
-        draws=draws,
+    bounds = []
+    for batch in data.batches(run.config.evaluation.batch_size):
+        batch = batch.to(run.device)
+        bound = run.objective.bound(run.model, batch, Noise(seed, batch.position), draws)
+        if bound is None:
+            raise UserError(
+                f"{run.folder}: objective '{name_of(run.config.objective)}' has no likelihood bound; expected a run of "
+                "one that has, or draw text from this one: python -m diffusion_lm generate"
+            )
+        if not bound.nll.isfinite().all():
+            raise RunError(f"{run.folder}: the bound is no number; the model's weights have diverged, train it again")
+        bounds.append(bound)
+
+    def rows(values: list[Tensor]) -> Tensor:
+        return torch.cat(values).double().cpu()
+
+    tokens = rows([b.tokens for b in bounds])
+    return Scores(
+        nll=rows([b.nll for b in bounds]) / tokens,
+        tokens=tokens,
+        terms={name: rows([b.terms[name] for b in bounds]) / tokens for name in bounds[0].terms},
+        beside={name: rows([b.beside[name] for b in bounds]) / tokens for name in bounds[0].beside},
+        level=rows([b.level for b in bounds]),
+        cross_entropy=rows([b.cross_entropy for b in bounds]),
     )
 
 
-def _bounds(run: LoadedRun, draws: int) -> Iterator[Bound]:
-    settings = run.config.evaluation
-    loader: DataLoader = TokenDataModule(
-        run.config.data, seed=run.config.seed, global_batch=settings.batch_size, micro_batch=settings.batch_size
-    ).val_dataloader()
-    for batch in loader:
-        on_device = Batch(**batch).to(run.device)
-        yield run.objective.bound(run.model, on_device, Noise(settings.seed, on_device.position), draws)
+def metrics(scores: Scores, bytes_per_token: float) -> dict[str, float | None]:
+    """val/nll, val/nll_se (None for one sequence), val/ppl_bound, val/bpb: the numbers that training reports."""
+    found = {name: float(value) for name, value in bound_metrics(scores.nll, bytes_per_token).items()}
+    return {"val/nll": found["val/nll"], "val/nll_se": found.get("val/nll_se"), **found}
+
+
+def difference(a: LoadedRun, b: LoadedRun, of_a: Scores, of_b: Scores) -> Difference:
+    """B's bound minus A's, sequence by sequence."""
+    rows = of_b.nll - of_a.nll
+    same = torch.equal(of_a.level, of_b.level) and _process(a) == _process(b)
+    return Difference(Estimate.of(rows), float((rows < 0).double().mean()), same, rows)
+
+
+def check_comparable(a: LoadedRun, b: LoadedRun, *, own_data: bool) -> None:
+    """Refuse two runs whose sequences do not match: one line that says in what, and what to do."""
+    for what, name, of_a, of_b in (
+        ("tokenizers", "tokenizer", a.info.tokenizer_fingerprint, b.info.tokenizer_fingerprint),
+        ("lengths", "length", a.info.length, b.info.length),
+        ("corpora", "corpus", a.info.corpus_hash[:12], b.info.corpus_hash[:12]),
+    ):
+        if of_a != of_b and (own_data or name != "corpus"):
+            todo = "give --data for a text that both are scored on" if name == "corpus" else "evaluate each by itself"
+            raise UserError(
+                f"{a.folder} and {b.folder}: {what} differ ({of_a} and {of_b}), so that their sequences do not match; "
+                f"expected one {name}; {todo}"
+            )
+
+
+def _process(run: LoadedRun) -> tuple[str, dict]:
+    return name_of(run.config.process), to_tree(run.config.process)

@@ -1,4 +1,4 @@
-"""A trained run, ready to be evaluated or sampled: averaged weights, in float32, on the best device here."""
+"""A trained run, ready to be evaluated or sampled: averaged weights, in float32 or float64, on the best device here."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,42 +6,64 @@ from pathlib import Path
 import torch
 
 from diffusion_lm.data.info import DatasetInfo, data_facts
-from diffusion_lm.errors import UserError
+from diffusion_lm.errors import UserError, unknown
 from diffusion_lm.experiment import ExperimentConfig, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.objectives.base import Objective
-from diffusion_lm.training.run import Run
+from diffusion_lm.training.run import FINISHED, Run
 from diffusion_lm.training.train import read_checkpoint
+
+PRECISIONS = ("float32", "float64")
 
 
 @dataclass(frozen=True)
 class LoadedRun:
     """The model of a run and everything that belongs to it."""
 
+    folder: str
     config: ExperimentConfig
     info: DatasetInfo
     model: DenoisingModel
     objective: Objective
     step: int
     device: torch.device
+    precision: str
 
 
-def load_run(folder: str | Path) -> LoadedRun:
+def load_run(folder: str | Path, precision: str = "float32") -> LoadedRun:
     """The run in `folder`. Raises `UserError` when there is none, when it has no checkpoint yet, or another run's."""
+    if precision not in PRECISIONS:
+        raise unknown("precision: no choice", precision, PRECISIONS)
     run = Run(folder)
-    config = run.saved_config()
-    if config is None:
-        raise UserError(f"{folder}: no run here (no config.yaml); expected the folder of a run, like runs/NAME")
-    if not run.checkpoint.is_file():
-        raise UserError(
-            f"{folder}: the run has no checkpoint yet; train it: python -m diffusion_lm train {run.config_file}"
-        )
+    config = _config_of(run)
     checkpoint = read_checkpoint(run, config)
     info = data_facts(config.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config.denoiser = with_kernels(config.denoiser, device.type, anew=True)
+    # fused scans compute in float32 at most; the one in PyTorch follows its input
+    config.denoiser = with_kernels(config.denoiser, "cpu" if precision == "float64" else device.type, anew=True)
     module = DiffusionModule(config, info)
     module.load_state_dict(checkpoint["state_dict"])
-    module.eval().to(device)
-    return LoadedRun(config, info, module.model, module.objective, checkpoint["global_step"], device)
+    module.eval().to(device, getattr(torch, precision))
+    step = checkpoint["global_step"]
+    return LoadedRun(str(folder), config, info, module.model, module.objective, step, device, precision)
+
+
+def _config_of(run: Run) -> ExperimentConfig:
+    """The config of a run that has a checkpoint."""
+    if run.folder.is_file():
+        parents = [place for place in run.folder.parents if (place / run.config_file.name).is_file()]
+        hint = f"; did you mean {parents[0]}?" if parents else ", like runs/NAME"
+        raise UserError(f"{run.folder}: is a file; expected the folder of a run{hint}")
+    config = run.saved_config()
+    if config is None:
+        raise UserError(f"{run.folder}: no run here (no config.yaml); expected the folder of a run, like runs/NAME")
+    if run.checkpoint.is_file():
+        return config
+    train = f"python -m diffusion_lm train {run.config_file}"
+    if (run.result() or {}).get("status") == FINISHED:
+        raise UserError(
+            f"{run.folder}: the run is finished, but {run.checkpoint} is gone; put it back, or train it once more "
+            f"in another folder: {train} run=NEW"
+        )
+    raise UserError(f"{run.folder}: the run has no checkpoint yet; train it: {train}")

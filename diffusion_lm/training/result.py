@@ -47,8 +47,8 @@ def finish(
 def summary(metrics: Mapping[str, float]) -> str:
     """A validation's numbers as a person reads them: the bound, or that there is none and what there is instead."""
     if "val/nll" in metrics:
-        nll, error, bits = (metrics[name] for name in ("val/nll", "val/nll_se", "val/bpb"))
-        return f"val/nll {nll:.4f} ± {error:.4f} nats/token  val/bpb {bits:.3f}"
+        error = f" ± {metrics['val/nll_se']:.4f}" if "val/nll_se" in metrics else ""
+        return f"val/nll {metrics['val/nll']:.4f}{error} nats/token  val/bpb {metrics['val/bpb']:.3f}"
     found = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("val/")]
     return "  ".join(["no bound", *found])
 

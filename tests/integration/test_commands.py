@@ -52,8 +52,9 @@ def test_two_runs_share_their_noise(shared):
     """The same levels and masks for the same sequence, whatever the run's own seed: differences are paired."""
     import torch
 
-    from diffusion_lm.evaluation.likelihood import evaluate
+    from diffusion_lm.evaluation.likelihood import score
     from diffusion_lm.evaluation.load import load_run
+    from diffusion_lm.evaluation.sequences import sequence_set
 
     shared.train("other", "seed=5", "training.steps=2", "denoiser.n_layers=2")
 
@@ -61,8 +62,8 @@ def test_two_runs_share_their_noise(shared):
         run = load_run(shared.folder / name)
         run.config.data.path = str(shared.folder / "shards")
         states = []
-        run.model.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0].x))
-        evaluate(run, 3)
+        run.model.embed.register_forward_pre_hook(lambda _, arguments: states.append(arguments[0].x))
+        score(run, sequence_set(run.config.data, None, None, 0), 3, run.config.evaluation.seed)
         return torch.cat(states)
 
     import os

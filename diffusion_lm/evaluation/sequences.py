@@ -1,0 +1,144 @@
+"""What a model is scored on: sequences of equal length, each with its place in the set: the key of its noise."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion_lm.data.datamodule import open_split
+from diffusion_lm.data.info import DatasetInfo, TokenDataConfig, data_facts
+from diffusion_lm.data.manifest import DATASET_FILE
+from diffusion_lm.data.order import spread_evenly
+from diffusion_lm.data.tokenizers.base import load_tokenizer
+from diffusion_lm.errors import UserError
+from diffusion_lm.evaluation.protocols.base import load_protocol
+from diffusion_lm.evaluation.texts import place_of, read_text
+from diffusion_lm.noisy import Batch
+
+OWN, DEFAULT_PROTOCOL = "validation", "whole-corpus"
+
+
+@dataclass(frozen=True)
+class SequenceSet:
+    """Some sequences of a set. places: which [n]; read: their tokens [k, L], by place.
+
+    facts: for the manifest. notes: what was left out or mended when a text was read.
+    """
+
+    name: str
+    digest: str
+    tokenizer: str
+    length: int
+    places: np.ndarray
+    bytes_per_token: float
+    facts: dict[str, Any]
+    read: Callable[[np.ndarray], np.ndarray]
+    notes: tuple[str, ...] = ()
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """In order, on the host."""
+        for start in range(0, len(self.places), size):
+            places = self.places[start : start + size]
+            yield Batch(torch.from_numpy(self.read(places)), torch.from_numpy(places))
+
+
+def sequence_set(own: TokenDataConfig, data: str | None, protocol: str | None, sequences: int) -> SequenceSet:
+    """What `--data` and `--protocol` name, for a model of `own` data: its own validation split without `--data`.
+
+    Raises `UserError` when there is none, or none that the model can read.
+    """
+    if sequences < 0:
+        raise UserError(f"sequences: got {sequences}, expected 0 or more")
+    place = None if data is None else place_of(data)
+    if place is not None and not (place / DATASET_FILE).is_file():
+        return _of_text(own, place, protocol or DEFAULT_PROTOCOL, sequences)
+    if protocol is not None:
+        what = "the run's own validation split" if place is None else str(place)
+        raise UserError(f"--protocol {protocol}: {what} is packed already; leave it out, or give --data TEXT")
+    return _of_shards(own, place, sequences)
+
+
+def _of_shards(own: TokenDataConfig, place: Path | None, sequences: int) -> SequenceSet:
+    config = own if place is None else TokenDataConfig(path=str(place), length=own.length, tokenizer=own.tokenizer)
+    if place is not None:
+        _check_shards(own, place)
+    info, split = data_facts(config), open_split(config, "val")
+    limit = sequences or (own.val_sequences if place is None else 0) or len(split)
+    counts = info.splits["val"]
+    facts = {
+        "data": {"name": info.name, "path": str(info.path), "hash": info.corpus_hash, "split": "val"},
+        "tokenizer": {"name": info.tokenizer, "hash": info.tokenizer_fingerprint},
+        "protocol": {"name": "shards", "boundary": info.packing, "chunk_length": info.length},
+        "sequences_in_set": len(split),
+        "tokens_dropped": counts.dropped_tokens,
+        "text_bytes_scored": None,
+        "bytes_per_token": info.bytes_per_token,
+        "comparison": "published numbers are on other data",
+    }
+    return SequenceSet(
+        name=OWN if place is None else info.name,
+        digest=info.corpus_hash,
+        tokenizer=info.tokenizer_fingerprint,
+        length=info.length,
+        places=spread_evenly(min(limit, len(split)), len(split)),
+        bytes_per_token=info.bytes_per_token,
+        facts=facts,
+        read=lambda places: np.stack([split[int(place)] for place in places]),
+    )
+
+
+def _check_shards(own: TokenDataConfig, place: Path) -> None:
+    info = DatasetInfo.load(place)
+    for name in ("tokenizer", "length"):
+        if getattr(info, name) != getattr(own, name):
+            raise UserError(
+                f"--data {place}: shards of {name} {getattr(info, name)}, the run has {name} {getattr(own, name)}; "
+                f"give shards that were made with --{name} {getattr(own, name)}, or the text itself"
+            )
+
+
+def _of_text(own: TokenDataConfig, place: Path, protocol: str, sequences: int) -> SequenceSet:
+    rule, tokenizer, found = load_protocol(protocol), load_tokenizer(own.tokenizer), read_text(place)
+    chunks = rule.chunks(found.text, tokenizer, own.length)
+    total = len(chunks.tokens)
+    if not total:
+        raise UserError(
+            f"--data {place}: {chunks.dropped_tokens} tokens are not one sequence of {own.length}; give more text"
+        )
+    places = spread_evenly(min(sequences or total, total), total)
+    scored = len(places) * own.length
+    text_bytes = int(chunks.text_bytes[places].sum())
+    if not text_bytes:
+        raise UserError(f"--data {place}: the sequences that are scored hold no text; give --sequences 0 for all")
+    facts = {
+        "data": {"name": found.name, "hash": found.digest, **found.facts, "tokens_hash": _hash(chunks.tokens)},
+        "tokenizer": {"name": tokenizer.name, "hash": tokenizer.fingerprint},
+        "protocol": {"name": protocol, "boundary": rule.boundary, "chunk_length": own.length},
+        "sequences_in_set": total,
+        "tokens_dropped": chunks.dropped_tokens,
+        "text_bytes_dropped": chunks.dropped_bytes,
+        "text_bytes_scored": text_bytes,
+        "marks_scored": int(chunks.marks[places].sum()),
+        "bytes_per_token": text_bytes / scored,
+        "comparison": rule.comparison(tokenizer.name, own.length),
+        "notes": list(found.notes),
+    }
+    return SequenceSet(
+        name=f"{found.name}-{protocol}",
+        digest=found.digest,
+        tokenizer=tokenizer.fingerprint,
+        length=own.length,
+        places=places,
+        bytes_per_token=text_bytes / scored,
+        facts=facts,
+        read=lambda chosen: chunks.tokens[chosen],
+        notes=found.notes,
+    )
+
+
+def _hash(tokens: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(tokens, dtype="<i8").tobytes()).hexdigest()
