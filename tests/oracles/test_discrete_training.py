@@ -228,6 +228,11 @@ def test_what_is_drawn(toy, case):
         count = (drawn.x_t == V).sum(1)
         assert (count >= 1).all()
         torch.testing.assert_close(drawn.t.squeeze(1), count / free.double())
+        bare = torch.bincount(count[free == L], minlength=L + 1)[1:].double()
+        assert toy.chi_square(bare, (torch.arange(L + 1, dtype=torch.float64) / L).sqrt().diff()) > 1e-4  # u = v^2
+        share = (count / free.double()).unsqueeze(1) * ~drawn.given
+        surplus = ((drawn.x_t == V).double() - share).sum(0)
+        assert (surplus.abs() <= 4 * (share * (1 - share)).sum(0).sqrt()).all()
         return
     if name == "discrete_time":
         assert set((drawn.t * T).flatten().tolist()) == set(range(1, T + 1))
