@@ -44,9 +44,7 @@ class Geometric(NoiseSchedule):
         return -self.growth * sigma * torch.exp(-sigma)
 
     def inverse(self, alpha: Time) -> Time:
-        # an alpha that was rounded to 1 has no logarithm of its noise: its time is 0
-        sigma = (-torch.log(alpha)).clamp(min=self.config.sigma_min)
-        return (torch.log(sigma / self.config.sigma_min) / self.growth).clamp(max=1.0)
+        return (torch.log(-torch.log(alpha) / self.config.sigma_min) / self.growth).clamp(0.0, 1.0)
 
     def log_snr(self, t: Time) -> Time:
         return -torch.log(torch.expm1(self._sigma(t)))

@@ -48,6 +48,7 @@ CHANGED = [
     ("logistic", {"location": -1.0, "scale": 1.0}, lambda t: (1 - inside(t)) / (1 + (math.e - 1) * inside(t))),
     ("gumbel", {"mu": 0.0, "beta": 1.0}, lambda t: -math.log(inside(t)) / (1 - math.log(inside(t)))),
 ]
+ROUNDED = ("log_linear", "polynomial")  # one minus something: the digits of a float32 near 1, not of a small alpha
 DENSE = [0.0, 1e-12, 1e-6, *(k / 97 for k in range(1, 97)), 1 - 1e-6, 1 - 1e-12, 1.0]
 
 
@@ -81,7 +82,11 @@ def test_alpha_is_the_formula(name, changes, formula):
     t = torch.tensor(DENSE, dtype=torch.float64)
     expected = torch.tensor([formula(v) for v in DENSE], dtype=torch.float64)
     torch.testing.assert_close(schedule.alpha(t), expected, rtol=1e-9, atol=2e-15)
-    torch.testing.assert_close(schedule.alpha(t.float()).double(), expected, rtol=1e-5, atol=1e-6)
+    single = t.float()
+    exact = torch.tensor([formula(v) for v in single.tolist()], dtype=torch.float64)
+    rounding = 2.0**-23 if name in ROUNDED else 1e-12
+    torch.testing.assert_close(schedule.alpha(single).double(), exact, rtol=2e-5, atol=rounding)
+    assert (schedule.alpha(single) >= 0).all()
     ends = torch.tensor([schedule.alpha_0, schedule.alpha_1], dtype=torch.float64)
     torch.testing.assert_close(ends, expected[[0, -1]], rtol=1e-9, atol=1e-15)
 
@@ -118,7 +123,7 @@ def test_nothing_is_lost_at_either_end(schedule, dtype):
     assert ((schedule.alpha(t) >= 0) & (schedule.alpha(t) <= 1)).all()
     assert (schedule.alpha(t).diff() <= 0).all()
     ends = schedule.inverse(torch.tensor([schedule.alpha_0, schedule.alpha_1], dtype=dtype))
-    assert ends.isfinite().all()
+    assert ((ends >= 0) & (ends <= 1)).all()
     torch.testing.assert_close(ends, torch.tensor([0.0, 1.0], dtype=dtype), rtol=0, atol=1e-3 if step > 1e-9 else 1e-7)
     log_snr = schedule.log_snr(t.double())
     assert not log_snr.isnan().any()
