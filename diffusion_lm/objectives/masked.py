@@ -74,13 +74,13 @@ class MaskedBound(DiscreteObjective):
         nll = length * means.mean(1)
         share = share_of_counts(length, MDLM_EPS * (1 - MDLM_EPS), 1 - MDLM_EPS).to(means.device)
         cut = length * (share[counts - 1] * means).mean(1) / (1 - MDLM_EPS)
-        return Bound(nll, tokens, {"diffusion": nll}, counts / length, means, {"mdlm_cut": cut})
+        return Bound(nll, tokens, {"diffusion": nll}, counts.double() / length, means, {"mdlm_cut": cut})
 
     def _masked_mean(
         self, model: DenoisingModel, batch: Batch, count: Int[Tensor, "B"], rows: int, noise: Noise
     ) -> Float[Tensor, "B"]:
         x_t = self.process.corrupt_exactly(batch.tokens, count, noise)
-        level = (count / batch.tokens.shape[1]).double().unsqueeze(1)
+        level = (count.double() / batch.tokens.shape[1]).unsqueeze(1)
         masked = self.process.is_masked(x_t)
         noisy, places = Noisy(x_t, level), scored_rows(masked, rows)
         _, losses = model.weighted_cross_entropy(noisy, batch.tokens, masked.float(), places)
