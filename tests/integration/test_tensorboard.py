@@ -6,6 +6,7 @@ import pytest
 
 TRAIN = {"train/loss", "train/cross_entropy", "train/grad_norm", "train/lr"}
 VALIDATION = {"val/nll", "val/nll_se", "val/ppl_bound", "val/bpb", "throughput/tokens_per_second"}
+GAUSSIAN = {"train/nll_variance", "train/recoverable_share"}
 PARTS = {"val_terms/reconstruction", "val_terms/prior", "val_terms/diffusion"}
 
 
@@ -19,15 +20,16 @@ def test_names_and_steps(shared, objective):
     if objective == "gaussian":
         shared.train(run, "objective=gaussian", "evaluation.draws=40")
     curves = shared.curves(run)
-    parts = PARTS if objective == "gaussian" else set()
-    assert set(curves) - levels(curves) == TRAIN | VALIDATION | parts
+    parts, own = (PARTS, GAUSSIAN) if objective == "gaussian" else (set(), set())
+    train = TRAIN | own
+    assert set(curves) - levels(curves) == train | VALIDATION | parts
     assert levels(curves) <= {f"val_cross_entropy_by_noise_level/{band / 20:.2f}" for band in range(1, 20, 2)}
     assert len(levels(curves)) == 10 if objective == "gaussian" else len(levels(curves)) >= 5
     for tag, points in curves.items():
-        assert list(points) == (list(range(1, 13)) if tag in TRAIN else [4, 8, 12]), tag
+        assert list(points) == (list(range(1, 13)) if tag in train else [4, 8, 12]), tag
         assert all(math.isfinite(value) for value in points.values()), tag
     for step, line in shared.reports(run).items():
-        for tag in set(curves) - TRAIN:
+        for tag in set(curves) - train:
             assert curves[tag][step] == pytest.approx(line[tag], rel=1e-6), tag
 
 
