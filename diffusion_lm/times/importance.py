@@ -1,11 +1,11 @@
 """importance: times of a density proportional to 1 / t^power, stratified in probability.
 
 The weight is 1 / density. The weight of the masked bound under log_linear is 1 / t, so that with power 1 all rows weigh
-the same (MDLM, arXiv 2406.07524, whose change of variables this is), and small times get many rows. That evens out the
-weights, not what they multiply: the sum over the masked tokens grows with t about as the weight falls, and where it does
-the loss of a step varies least with uniform times. It pays where a row's loss does not shrink with t.
+the same (MDLM, arXiv 2406.07524, whose change of variables this is), and small times get many rows. That evens out
+the weights, not what they multiply: the sum over the masked tokens grows with t about as the weight falls, and where it
+does, the loss of a step varies least with uniform times. It pays where a row's loss does not shrink with t.
 
-t is here the objective's own time t_min + (1 - t_min) v, v being the share of its times of which `low` and `high` speak.
+t is here the objective's own time t_min + (1 - t_min) v, v being the share of its times that `low` and `high` clip.
 """
 
 import math
