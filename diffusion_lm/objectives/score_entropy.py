@@ -38,7 +38,7 @@ from diffusion_lm.readouts import Readout
 from diffusion_lm.shapes import Float, Tensor, Times, Tokens
 
 UNIFORM_END = 1e-3
-"""alpha at which the reported bound of uniform noise starts, as in SEDD."""
+"""alpha at which the chain of uniform noise starts, in training and in the reported bound, as in SEDD."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -55,6 +55,13 @@ class ScoreEntropy(DiscreteObjective):
 
     processes = ("masked", "uniform")
     readout = "score"
+
+    def training_time(self, u: Times) -> Times:
+        last = 1.0
+        if not self.process.absorbing:  # a schedule that ends at alpha = 0 would have infinite weights there
+            end = torch.full((1, 1), 1 - UNIFORM_END, dtype=torch.float64, device=u.device)
+            last = self.process.time_of(end)
+        return self.config.t_min + (last - self.config.t_min) * u
 
     def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
         drawn = self.draw(batch) if isinstance(batch, Batch) else batch
