@@ -16,7 +16,7 @@ from diffusion_lm.shapes import Bool, Float, Given, Hidden, Rows, Tensor, Times
 
 
 @dataclass(frozen=True)
-class Rolled:
+class Embedded:
     """A training batch of a Gaussian process. scored: positions that are not given [B, L]; tokens: their number [B].
 
     answer: x_0 where prompts leak.
@@ -38,14 +38,14 @@ class GaussianObjective(Objective):
     default_schedule = "cosine"
     shows_answer = True
 
-    def _embedded(self, model: DenoisingModel, batch: Batch) -> Rolled:
+    def _embedded(self, model: DenoisingModel, batch: Batch) -> Embedded:
         """A training batch with its embeddings and its prompts."""
         noise, table = self.training_noise.noise(batch), model.table()
         given = draw_given(self.prompt, noise, batch.tokens.shape[1])
         scored = torch.ones_like(batch.tokens, dtype=torch.bool) if given is None else ~given
         x_0 = self.process.encode(batch.tokens, table)
         answer = x_0 if self.prompt.leak else None
-        return Rolled(table, x_0, noise, given, scored, scored.sum(1).to(torch.float32), answer)
+        return Embedded(table, x_0, noise, given, scored, scored.sum(1).to(torch.float32), answer)
 
     def _predict(
         self,

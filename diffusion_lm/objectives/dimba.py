@@ -40,22 +40,22 @@ class Dimba(GaussianObjective):
     trains_bound = False
 
     def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
-        rolled = self._embedded(model, batch)
+        text = self._embedded(model, batch)
         t, weight = self.training_noise.times(batch)
         log_snr = self.process.log_snr(t)
-        said = self._predict(model, rolled.x_0, log_snr, rolled.noise, rolled.given, answer=rolled.answer)
-        error = squared_error(said, rolled.x_0, rolled.table) / rolled.x_0.shape[-1]
+        said = self._predict(model, text.x_0, log_snr, text.noise, text.given, answer=text.answer)
+        error = squared_error(said, text.x_0, text.table) / text.x_0.shape[-1]
         entropy = cross_entropy(said.logits, batch.tokens)
-        weight = weight.float() * rolled.scored
+        weight = weight.float() * text.scored
         losses = (weight * (error + self.config.cross_entropy * entropy)).sum(1)
-        total = rolled.tokens.sum()
+        total = text.tokens.sum()
         terms = {
             "mse": (weight * error).sum().detach() / total,
             "cross_entropy": (weight * entropy).sum().detach() / total,
-            "nll_variance": variance((losses / rolled.tokens).detach()),
-            "recoverable_share": self._recoverable(rolled.table, log_snr),
+            "nll_variance": variance((losses / text.tokens).detach()),
+            "recoverable_share": self._recoverable(text.table, log_snr),
         }
-        return Loss(losses.sum() / total, losses.detach(), rolled.tokens, terms)
+        return Loss(losses.sum() / total, losses.detach(), text.tokens, terms)
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         return self.bounded_by_process().bound(model, batch, noise, draws)

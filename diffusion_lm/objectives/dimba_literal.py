@@ -51,21 +51,21 @@ class DimbaLiteral(GaussianObjective):
     headline = ("val/mse", "val/rounding_accuracy", "val/embedding_spread")
 
     def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
-        rolled = self._embedded(model, batch)
+        text = self._embedded(model, batch)
         t, weight = self.training_noise.times(batch)
         log_snr = self.log_snr_of_step(t)
-        said = self._predict(model, rolled.x_0, log_snr, rolled.noise, rolled.given, answer=rolled.answer)
-        error = squared_error(said, rolled.x_0, rolled.table) / rolled.x_0.shape[-1]
+        said = self._predict(model, text.x_0, log_snr, text.noise, text.given, answer=text.answer)
+        error = squared_error(said, text.x_0, text.table) / text.x_0.shape[-1]
         anchor = cross_entropy(said.closeness(), batch.tokens)
-        weight = weight.float() * rolled.scored
+        weight = weight.float() * text.scored
         losses = (weight * (error + self.config.cross_entropy * anchor)).sum(1)
-        total = rolled.tokens.sum()
+        total = text.tokens.sum()
         terms = {
             "mse": (weight * error).sum().detach() / total,
-            "nll_variance": variance((losses / rolled.tokens).detach()),
-            "recoverable_share": self._recoverable(rolled.table, log_snr),
+            "nll_variance": variance((losses / text.tokens).detach()),
+            "recoverable_share": self._recoverable(text.table, log_snr),
         }
-        return Loss(losses.sum() / total, losses.detach(), rolled.tokens, terms)
+        return Loss(losses.sum() / total, losses.detach(), text.tokens, terms)
 
     def log_snr_of_step(self, t: Times) -> Times:
         """ln(abar_k / (1 - abar_k)) for k = ceil(t T), at least 1."""

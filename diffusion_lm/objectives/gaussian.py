@@ -57,30 +57,31 @@ class GaussianBound(GaussianObjective):
         return config.cross_entropy == 0
 
     def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
-        rolled = self._embedded(model, batch)
+        text = self._embedded(model, batch)
         share = self.config.reconstruction_share if self.config.bound else 0.0
-        at_start = rolled.noise.uniform(Stream.RECONSTRUCT, 1) < share
+        at_start = text.noise.uniform(Stream.RECONSTRUCT, 1) < share
         t, weight = self.training_noise.times(batch)
         row_loss: list[Tensor] = []  # known after the forward pass, wanted in the backward pass
         log_snr, slope = self.process.schedule.drawn(t.masked_fill(at_start, 0.0), lambda: 2 * row_loss[0])
 
-        prediction = self._predict(model, rolled.x_0, log_snr, rolled.noise, rolled.given, answer=rolled.answer)
-        entropy = (cross_entropy(prediction.logits, batch.tokens) * rolled.scored).sum(1)
-        error = (squared_error(prediction, rolled.x_0, rolled.table) * rolled.scored).sum(1)
+        prediction = self._predict(model, text.x_0, log_snr, text.noise, text.given, answer=text.answer)
+        entropy = (cross_entropy(prediction.logits, batch.tokens) * text.scored).sum(1)
+        error = (squared_error(prediction, text.x_0, text.table) * text.scored).sum(1)
         rate = (-0.5 * weight * slope * torch.exp(log_snr)).squeeze(1).to(torch.float32)
-        at_start, tokens = at_start.squeeze(1), rolled.tokens
+        at_start, tokens = at_start.squeeze(1), text.tokens
         # each term is estimated by its own rows, scaled up by their share
         diffusion = (rate * error / (1 - share)).masked_fill(at_start, 0.0)
         row_loss.append((diffusion / tokens).detach().unsqueeze(1))
         reconstruction = (entropy / max(share, 1e-9)).masked_fill(~at_start, 0.0)
-        prior = (self._prior_term(rolled.x_0) * rolled.scored).sum(1).to(torch.float32)
+        prior = (self._prior_term(text.x_0) * text.scored).sum(1).to(torch.float32)
         nll = reconstruction + diffusion + prior
-        mean = entropy.masked_fill(at_start, 0.0).sum() / (1 - share) / tokens.sum()
+        weighted = weight.squeeze(1).to(torch.float32) * entropy
+        mean = weighted.masked_fill(at_start, 0.0).sum() / (1 - share) / tokens.sum()
         loss = self.config.cross_entropy * mean + self.config.bound * nll.sum() / tokens.sum()
         terms = {
             "cross_entropy": mean.detach(),
             "nll_variance": variance((nll / tokens).detach()),
-            "recoverable_share": self._recoverable(rolled.table, self.process.log_snr(t)),
+            "recoverable_share": self._recoverable(text.table, self.process.log_snr(t)),
         }
         return Loss(loss, nll.detach(), tokens, terms)
 

@@ -237,6 +237,17 @@ def test_the_training_loss_is_the_weighted_sum(model, source):
     torch.testing.assert_close(parts[2].loss, wanted, check_dtype=False)
 
 
+@torch.no_grad()
+def test_the_logged_variance_is_that_of_the_rows(model, source):
+    loss = objective(process_of())(model, Batch(source.draw(64), torch.arange(64)))
+    rows = loss.nll.double().tolist()  # of one token each
+    mean = sum(rows) / 64
+    wanted = sum((row - mean) ** 2 for row in rows) / 63
+    assert float(loss.terms["nll_variance"]) == pytest.approx(wanted, rel=1e-5)
+    alone = objective(process_of())(model, Batch(source.draw(1), torch.arange(1)))
+    assert float(alone.terms["nll_variance"]) == 0
+
+
 @pytest.mark.parametrize("ends", [(6.0, -9.0), (3.0, -7.0)])
 def test_the_bound_of_two_dependent_tokens_is_their_entropy(toy, ends):
     """With the code's own noise. At the upper end tokens are certain or nearly so; what is left of the end is tiny."""
