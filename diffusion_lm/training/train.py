@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 import torch
 
-from diffusion_lm.config import differences
+from diffusion_lm.config import differences, from_tree
 from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps, open_split
 from diffusion_lm.data.info import DatasetInfo, data_facts
 from diffusion_lm.data.manifest import SPLITS
@@ -141,7 +141,8 @@ def read_checkpoint(run: Run, config: ExperimentConfig) -> dict[str, Any]:
             f"{run.checkpoint}: not a checkpoint of this project ({type(error).__name__}); move it away to start "
             "from step 0, or put the right file back"
         ) from None
-    changed = differences(experiment, to_dict(config))
+    # through the config classes: keys that came after the checkpoint was written have their defaults
+    changed = differences(to_dict(from_tree(ExperimentConfig, experiment)), to_dict(config))
     if changed:
         raise UserError(
             f"{run.checkpoint}: belongs to another config than {run.config_file} ({'; '.join(changed)}); put the "

@@ -199,6 +199,18 @@ def test_a_checkpoint_of_another_config(place, trained):
         assert "training.lr: 0.002 -> 0.001" in line and "put the right file back, or give run=NEW" in line
 
 
+def test_a_checkpoint_from_before_a_key_existed(place, trained):
+    """Keys that it does not know have their defaults; here one is taken out, as if it came later."""
+    import torch
+
+    shutil.copytree(trained, place.folder / "run")
+    file = place.folder / "run" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["experiment"]["times"], checkpoint["experiment"]["prompt"]["kind"]
+    torch.save(checkpoint, file)
+    assert place.json("evaluate", "run")["step"] == 2
+
+
 @pytest.mark.parametrize("kind", ["garbage", "cut", "empty", "foreign"])
 def test_a_broken_checkpoint(place, trained, kind):
     place.train("run", faults=[stop_at_step(2)], status=75)
