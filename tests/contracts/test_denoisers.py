@@ -30,7 +30,6 @@ def allowed() -> list[tuple[str, str]]:
 PAIRS = allowed()
 
 
-
 def modulates(conditioning: str) -> bool:
     """Whether the blocks are told the noise level position by position."""
     return bool(config_class("conditioning", conditioning).parts)
