@@ -250,6 +250,29 @@ def test_rows_are_named_and_filled_up():
         assert torch.equal(scored_rows(scored, size), expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_cuda_without_waiting_for_it(dtype):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    hidden, head, tokens, weight = problem(600, 13, 16, torch.float32)
+    narrow = hidden.detach().to(dtype).requires_grad_()
+    exact = [x.detach().double().requires_grad_() for x in (narrow, head.weight.to(dtype), head.bias)]
+    expected, expected_losses = naive(*exact, tokens, weight, 13)
+    expected.backward()
+    there = [x.detach().cuda().requires_grad_(x.requires_grad) for x in (narrow, tokens, weight)]
+    head.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, losses = row_cross_entropy(there[0], head, *there[1:], 13)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(losses.cpu().double(), expected_losses, rtol=1e-4, atol=1e-4)  # sums are unrounded
+    for found, value in zip((there[0].grad, head.weight.grad, head.bias.grad), (x.grad for x in exact)):
+        assert (found.cpu() - value).norm() <= (0.02 if dtype == torch.bfloat16 else 1e-3) * value.norm()
+
+
 def test_gaussian_states_are_refused():
     process = build(config_class("processes", "gaussian")(), build(config_class("schedules", "cosine")()), VOCABULARY)
     model = DenoisingModel(ModelConfig(d_model=64), config_class("denoisers", "transformer")(n_layers=1), process)
