@@ -11,7 +11,7 @@ import torch
 
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted, Noisy
-from diffusion_lm.objectives.base import Bound, Loss, Objective, cross_entropy
+from diffusion_lm.objectives.base import Bound, Loss, Objective
 from diffusion_lm.random import Noise
 from diffusion_lm.shapes import Float, Tensor
 
@@ -31,19 +31,24 @@ class Autoregressive(Objective):
     exact = True
 
     def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
-        losses = self._losses(model, batch)
+        loss, losses = self._next_token(model, batch)
         tokens = torch.full_like(losses[:, 0], losses.shape[1])
-        loss = losses.mean()
-        return Loss(loss, losses.sum(1).detach(), tokens, {"cross_entropy": loss.detach()})
+        return Loss(loss, losses.sum(1), tokens, {"cross_entropy": loss.detach()})
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         """The same whatever `draws` says: nothing is drawn. One level, 0."""
-        losses = self._losses(model, batch).double()
+        losses = self._next_token(model, batch)[1].double()
         nll = losses.sum(1)
         level = torch.zeros_like(nll).unsqueeze(1)
         tokens = torch.full_like(nll, losses.shape[1])
         return Bound(nll, tokens, {"next_token": nll}, level.expand(-1, draws), losses.mean(1, True).expand(-1, draws))
 
-    def _losses(self, model: DenoisingModel, batch: Batch | Corrupted) -> Float[Tensor, "B L"]:
-        level = torch.zeros(len(batch.tokens), 1, dtype=torch.float64, device=batch.tokens.device)
-        return cross_entropy(model(Noisy(batch.tokens, level)).logits, batch.tokens)
+    def _next_token(
+        self, model: DenoisingModel, batch: Batch | Corrupted
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "B L"]]:
+        """The mean to minimise, and every token's loss without gradient. Never all logits at once."""
+        tokens = batch.tokens
+        noisy = Noisy(tokens, torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device))
+        weight = torch.full(tokens.shape, 1 / tokens.numel(), device=tokens.device)
+        rows = torch.arange(tokens.numel(), device=tokens.device)
+        return model.weighted_cross_entropy(noisy, tokens, weight, rows)
