@@ -119,8 +119,9 @@ def test_two_runs(world, evaluate, command):
     apart = rows[:, 2] - rows[:, 1]
     assert found["difference"]["nll"] == pytest.approx(apart.mean())
     assert found["difference"]["nll_se"] == pytest.approx(apart.std(ddof=1) / math.sqrt(6))
+    assert found["difference"]["common_noise_levels"]  # though the runs' own evaluation seeds differ
     alone = evaluate("longer", "--seed", found["seed"])
-    assert found["runs"][1]["val/nll"] == alone["val/nll"]
+    assert found["runs"][1]["val/nll"] == alone["val/nll"] != evaluate("longer", "--seed", 5)["val/nll"]
     out = command("evaluate", "masked", "longer").out
     assert f"longer - masked: {apart.mean():+.4f} ± " in out and "over the same 6 sequences" in out
 
