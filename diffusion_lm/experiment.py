@@ -46,42 +46,12 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        objective, sampler = part_class(self.objective), part_class(self.sampler)
+        objective = part_class(self.objective)
         if self.process == "auto":
             self.process = config_class("processes", objective.processes[0])()
         if self.schedule == "auto":
             self.schedule = config_class("schedules", objective.default_schedule)()
-        process = name_of(self.process)
-        if process not in objective.processes:
-            raise ValueError(
-                f"objective '{name_of(self.objective)}' has no meaning for process '{process}': it is a bound of "
-                f"{' or '.join(objective.processes)}"
-            )
-        if process not in sampler.processes:
-            raise ValueError(
-                f"sampler '{name_of(self.sampler)}' cannot sample process '{process}': its step is made for "
-                f"{' or '.join(sampler.processes)}; set sampler={' or '.join(_samplers_of(process))}"
-            )
-        if part_class(self.schedule).learned and not objective.trains_schedule(self.objective):
-            raise ValueError(
-                f"schedule '{name_of(self.schedule)}' has no meaning here: it is trained by the Gaussian bound alone; "
-                "expected objective gaussian with cross_entropy 0, or a fixed schedule"
-            )
-        if self.prompt.leak and not (part_class(self.denoiser).encodes_prompts and objective.shows_answer):
-            raise ValueError(
-                f"prompt.leak: got true for denoiser '{name_of(self.denoiser)}' and objective "
-                f"'{name_of(self.objective)}'; expected a prompt encoder (dimba) and a Gaussian objective, or false"
-            )
-        if objective.causal and not self.denoiser.is_causal():
-            raise ValueError(
-                f"objective '{name_of(self.objective)}' needs a causal denoiser, and '{name_of(self.denoiser)}' sees "
-                "later positions; set denoiser.mixer.causal=true (transformer) or denoiser.mixer=mamba2 (mamba)"
-            )
-        if self.model.self_conditioning and part_class(self.process).discrete:
-            raise ValueError(
-                f"model.self_conditioning: got {self.model.self_conditioning} with process '{process}', whose states "
-                "are ids; expected 0, or a process of embedded tokens (objective=gaussian)"
-            )
+        _check_pairings(self)
         build(self.times).check(self.training.batch_size)
         if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(
@@ -89,6 +59,42 @@ class ExperimentConfig:
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed: got {self.seed}, expected 0 to {2**32 - 1}")
+
+
+def _check_pairings(config: ExperimentConfig) -> None:
+    """Refuse parts that have no meaning together."""
+    objective, sampler = part_class(config.objective), part_class(config.sampler)
+    process = name_of(config.process)
+    if process not in objective.processes:
+        raise ValueError(
+            f"objective '{name_of(config.objective)}' has no meaning for process '{process}': it is a bound of "
+            f"{' or '.join(objective.processes)}"
+        )
+    if process not in sampler.processes:
+        raise ValueError(
+            f"sampler '{name_of(config.sampler)}' cannot sample process '{process}': its step is made for "
+            f"{' or '.join(sampler.processes)}; set sampler={' or '.join(_samplers_of(process))}"
+        )
+    if part_class(config.schedule).learned and not objective.trains_schedule(config.objective):
+        raise ValueError(
+            f"schedule '{name_of(config.schedule)}' has no meaning here: it is trained by the Gaussian bound alone; "
+            "expected objective gaussian with cross_entropy 0, or a fixed schedule"
+        )
+    if config.prompt.leak and not (part_class(config.denoiser).encodes_prompts and objective.shows_answer):
+        raise ValueError(
+            f"prompt.leak: got true for denoiser '{name_of(config.denoiser)}' and objective "
+            f"'{name_of(config.objective)}'; expected a prompt encoder (dimba) and a Gaussian objective, or false"
+        )
+    if objective.causal and not config.denoiser.is_causal():
+        raise ValueError(
+            f"objective '{name_of(config.objective)}' needs a causal denoiser, and '{name_of(config.denoiser)}' sees "
+            "later positions; set denoiser.mixer.causal=true (transformer) or denoiser.mixer=mamba2 (mamba)"
+        )
+    if config.model.self_conditioning and part_class(config.process).discrete:
+        raise ValueError(
+            f"model.self_conditioning: got {config.model.self_conditioning} with process '{process}', whose states "
+            "are ids; expected 0, or a process of embedded tokens (objective=gaussian)"
+        )
 
 
 def _samplers_of(process: str) -> list[str]:
