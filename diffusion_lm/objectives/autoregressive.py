@@ -49,6 +49,7 @@ class Autoregressive(Objective):
         """The mean to minimise, and every token's loss without gradient. Never all logits at once."""
         tokens = batch.tokens
         noisy = Noisy(tokens, torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device))
-        weight = torch.full(tokens.shape, 1 / tokens.numel(), dtype=torch.float64, device=tokens.device)
+        weight = torch.ones(tokens.shape, device=tokens.device)
         rows = torch.arange(tokens.numel(), device=tokens.device)
-        return model.weighted_cross_entropy(noisy, tokens, weight, rows)
+        total, losses = model.weighted_cross_entropy(noisy, tokens, weight, rows)
+        return total / tokens.numel(), losses
