@@ -1,10 +1,11 @@
 """What a denoiser sees: one frozen dataclass. A new need is a new field, not a new signature."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
-from diffusion_lm.shapes import Bool, Float, Given, Hidden, Int, Positions, State, Tensor, Times, Tokens
+from diffusion_lm.shapes import Bool, Float, Given, Hidden, Int, Positions, Segment, State, Tensor, Times, Tokens
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Noisy:
     of L / N positions. given: clean positions that are not to be predicted [B, L], whose noise level is 0; None when
     nothing is given. self_condition: an earlier estimate of x_0 [B, L, D] (Gaussian); None where there is none yet.
     answer: x_0 itself [B, L, D], which a prompt encoder is shown in training where prompts leak (DIMBA's literal form);
-    a denoiser gets it embedded as the text is. None otherwise.
+    a denoiser gets it embedded as the text is. None otherwise. segment: the document of each position [B, L], 0 for
+    padding, where packed documents are not to see each other; None where a row is one text.
     """
 
     x: State
@@ -23,18 +25,23 @@ class Noisy:
     given: Given | None = None
     self_condition: Hidden | None = None
     answer: Float[Tensor, "B L C"] | None = None
+    segment: Segment | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of text. tokens: [B, L]; position: [B], the rows' places in the training order, keys of their noise."""
+    """A batch of text. tokens: [B, L]; position: [B], the rows' places in the training order, keys of their noise.
+
+    segment: as in `Noisy`.
+    """
 
     tokens: Tokens
     position: Positions
+    segment: Segment | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
-        return Batch(self.tokens.to(device), self.position.to(device))
+        return _moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,16 @@ class Corrupted:
     weight: Times
     given: Given | None
     rows: Int[Tensor, "R"]
+    segment: Segment | None = None
 
     def to(self, device: torch.device | str) -> "Corrupted":
         """The batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Corrupted(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        return _moved(self, device)
+
+
+def _moved(batch: Any, device: torch.device | str) -> Any:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{name: value.to(device) for name, value in values.items() if value is not None})
 
 
 ROWS = 256

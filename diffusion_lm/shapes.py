@@ -17,6 +17,8 @@ Logits = Float[Tensor, "B L V"]
 """Unnormalised log-probabilities, float32."""
 Given = Bool[Tensor, "B L"]
 """Clean positions that are not to be predicted."""
+Segment = Int[Tensor, "B L"]
+"""Document of each position; 0 is padding."""
 Times = Float[Tensor, "B #L"]
 """Times in [0, 1], one per row or one per position, float64."""
 Rows = Float[Tensor, "B"]
@@ -33,6 +35,7 @@ __all__ = [
     "Logits",
     "Positions",
     "Rows",
+    "Segment",
     "State",
     "Tensor",
     "Times",

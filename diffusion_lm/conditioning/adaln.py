@@ -7,9 +7,7 @@ an untrained trunk is the identity.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Modulation, Signal
+from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Inner, Modulation, Signal
 from diffusion_lm.shapes import Hidden
 
 
@@ -30,7 +28,7 @@ class AdalnBranch(Branch):
         super().__init__()
         self.modulation = Modulation(channels, d_model, 3)
 
-    def forward(self, branch: nn.Module, x: Hidden, signal: Signal | None) -> Hidden:
+    def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         assert signal is not None
         shift, scale, gate = self.modulation.values(signal, x.shape[1])
         return gate * branch(x * (1 + scale) + shift)

@@ -6,9 +6,7 @@ y = branch(x + shift): the other of DIMBA's two choices (section 3.2.5).
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Modulation, Signal
+from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Inner, Modulation, Signal
 from diffusion_lm.shapes import Hidden
 
 
@@ -29,7 +27,7 @@ class AdditiveBranch(Branch):
         super().__init__()
         self.modulation = Modulation(channels, d_model, 1)
 
-    def forward(self, branch: nn.Module, x: Hidden, signal: Signal | None) -> Hidden:
+    def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         assert signal is not None
         (shift,) = self.modulation.values(signal, x.shape[1])
         return branch(x + shift)

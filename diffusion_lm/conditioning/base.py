@@ -6,6 +6,7 @@ also put positions of its own into the sequence while it is in the trunk: `exten
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ from diffusion_lm.layers.noise_level import parameters as embedding_parameters
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.shapes import Float, Given, Hidden, Tensor
 
+Inner = Callable[[Float[Tensor, "B E D"]], Float[Tensor, "B E D"]]
+"""A mixer or an MLP."""
 Extended = Float[Tensor, "B E D"]
 """Activations with the positions that a conditioning adds."""
 
@@ -55,14 +58,14 @@ class Branch(nn.Module, ABC):
     """What happens around one branch (mixer or MLP) of a block."""
 
     @abstractmethod
-    def forward(self, branch: nn.Module, x: Hidden, signal: Signal | None) -> Hidden:
+    def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         """The branch's contribution to the residual stream, for its normalised input x."""
 
 
 class PlainBranch(Branch):
     """The branch alone."""
 
-    def forward(self, branch: nn.Module, x: Hidden, signal: Signal | None) -> Hidden:
+    def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         return branch(x)
 
 

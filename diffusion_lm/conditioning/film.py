@@ -6,9 +6,7 @@ y = branch(x * (1 + scale) + shift): Perez et al. (FiLM, arXiv 1709.07871); one 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-
-from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Modulation, Signal
+from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Inner, Modulation, Signal
 from diffusion_lm.shapes import Hidden
 
 
@@ -29,7 +27,7 @@ class FilmBranch(Branch):
         super().__init__()
         self.modulation = Modulation(channels, d_model, 2)
 
-    def forward(self, branch: nn.Module, x: Hidden, signal: Signal | None) -> Hidden:
+    def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         assert signal is not None
         shift, scale = self.modulation.values(signal, x.shape[1])
         return branch(x * (1 + scale) + shift)

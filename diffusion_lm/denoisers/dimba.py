@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from diffusion_lm.conditioning.base import ConditioningConfig
-from diffusion_lm.config import build, name_of, part
-from diffusion_lm.denoisers.base import Denoiser, DenoiserConfig
-from diffusion_lm.layers.stack import Stack
+from diffusion_lm.config import name_of, part
+from diffusion_lm.denoisers.base import DenoiserConfig
+from diffusion_lm.layers.trunk import Trunk
 from diffusion_lm.mixers.base import MixerConfig
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.shapes import Float, Given, Hidden, Tensor
@@ -77,22 +77,16 @@ class PromptEncoder(nn.Module):
         return self.out(nn.functional.silu(self.hidden(hidden)))
 
 
-class Dimba(Denoiser):
+class Dimba(Trunk):
     """A Mamba-2 trunk with a prompt encoder."""
 
     encodes_prompts = True
 
     def __init__(self, config: DimbaConfig, d_model: int) -> None:
         super().__init__(config, d_model)
-        self.conditioning = build(config.conditioning, d_model)
         self.prompt_encoder = PromptEncoder(d_model, config.conditioning.channels)
-        self.stack = Stack(list(config.mixers()), d_model, config.mlp_expansion, self.conditioning)
 
-    def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
-        signal = self.conditioning.signal(noisy, self._prompt(hidden, noisy))
-        return self.conditioning.strip(self.stack(self.conditioning.extend(hidden, signal), signal), signal)
-
-    def _prompt(self, hidden: Hidden, noisy: Noisy) -> Float[Tensor, "B C"] | Float[Tensor, "B L C"]:
+    def prompt(self, hidden: Hidden, noisy: Noisy) -> Float[Tensor, "B C"] | Float[Tensor, "B L C"]:
         if noisy.answer is not None:
             return self.prompt_encoder.each(noisy.answer)
         given = torch.zeros_like(hidden[..., 0], dtype=torch.bool) if noisy.given is None else noisy.given

@@ -6,7 +6,7 @@ from diffusion_lm.conditioning.base import Conditioning, Signal
 from diffusion_lm.config import build
 from diffusion_lm.layers.mlp import MLP, mlp_width
 from diffusion_lm.layers.norm import rms_norm
-from diffusion_lm.mixers.base import MixerConfig
+from diffusion_lm.mixers.base import Context, MixerConfig
 from diffusion_lm.shapes import Hidden
 
 
@@ -19,8 +19,8 @@ class Residual(nn.Module):
         self.inner = inner
         self.branch = conditioning.branch()
 
-    def forward(self, x: Hidden, signal: Signal | None) -> Hidden:
-        return x + self.branch(self.inner, self.norm(x), signal)
+    def forward(self, x: Hidden, signal: Signal | None, *context: Context) -> Hidden:
+        return x + self.branch(lambda hidden: self.inner(hidden, *context), self.norm(x), signal)
 
 
 class Block(nn.Module):
@@ -32,8 +32,8 @@ class Block(nn.Module):
         self.mixer = Residual(build(mixer, d_model), d_model, conditioning)
         self.mlp = Residual(MLP(d_model, width), d_model, conditioning) if width else None
 
-    def forward(self, x: Hidden, signal: Signal | None) -> Hidden:
-        x = self.mixer(x, signal)
+    def forward(self, x: Hidden, signal: Signal | None, context: Context) -> Hidden:
+        x = self.mixer(x, signal, context)
         return x if self.mlp is None else self.mlp(x, signal)
 
 
@@ -46,7 +46,7 @@ class Stack(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(mixer, d_model, mlp_expansion, conditioning) for mixer in mixers)
 
-    def forward(self, x: Hidden, signal: Signal | None) -> Hidden:
+    def forward(self, x: Hidden, signal: Signal | None, context: Context) -> Hidden:
         for block in self.blocks:
-            x = block(x, signal)
+            x = block(x, signal, context)
         return x

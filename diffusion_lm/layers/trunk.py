@@ -1,12 +1,13 @@
-"""The plain trunk: a conditioning and a stack of blocks. Transformer, Mamba and hybrid are this with other mixers."""
+"""The trunk of every denoiser: a conditioning and a stack of blocks. What differs is the mixers, and DIMBA's prompt."""
 
 from typing import Any
 
-from diffusion_lm.config import build
+from diffusion_lm.config import build, name_of
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.stack import Stack
+from diffusion_lm.mixers.base import Context
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.shapes import Hidden
+from diffusion_lm.shapes import Float, Hidden, Tensor
 
 
 class Trunk(Denoiser):
@@ -18,5 +19,12 @@ class Trunk(Denoiser):
         self.stack = Stack(list(config.mixers()), d_model, config.mlp_expansion, self.conditioning)
 
     def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
-        signal = self.conditioning.signal(noisy)
-        return self.conditioning.strip(self.stack(self.conditioning.extend(hidden, signal), signal), signal)
+        if noisy.segment is not None and self.config.conditioning.positions:
+            raise TypeError(f"conditioning {name_of(self.config.conditioning)}: its positions belong to no document")
+        signal = self.conditioning.signal(noisy, self.prompt(hidden, noisy))
+        extended = self.conditioning.extend(hidden, signal)
+        return self.conditioning.strip(self.stack(extended, signal, Context(noisy.segment)), signal)
+
+    def prompt(self, hidden: Hidden, noisy: Noisy) -> Float[Tensor, "B *L C"] | None:
+        """What the conditioning is told of the prompt, one vector per row or per position; None without an encoder."""
+        return None

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion_lm.layers.rotary import Rotary
-from diffusion_lm.mixers.base import MixerConfig, SequenceMixer, check_sizes
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
 from diffusion_lm.shapes import Hidden
 
 
@@ -44,7 +44,7 @@ class Attention(SequenceMixer):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def forward(self, x: Hidden) -> Hidden:
+    def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.config.head_dim))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, P]
         y = F.scaled_dot_product_attention(self.rotary(q), self.rotary(k), v, is_causal=self.config.causal)

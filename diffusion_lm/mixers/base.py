@@ -1,15 +1,32 @@
 """Sequence mixers: layers that move information between positions.
 
-A mixer is bidirectional unless its config says `causal`. Configs predict the mixer's parameters and floating-point
-operations, so that arms can be sized without being built.
+A mixer is bidirectional unless its config says `causal`, and looks at nothing outside its own document where the
+context tells documents apart. Configs predict the mixer's parameters and floating-point operations, so that arms can be
+sized without being built.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from diffusion_lm.shapes import Hidden
+from diffusion_lm.shapes import Hidden, Segment
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the mixers of a trunk know beside their input; made once per call of the network.
+
+    segment: the document of each position [B, L], ids of neighbouring documents differ and 0 is padding; positions of
+    different segments do not see each other. None: the row is one document.
+    """
+
+    segment: Segment | None = None
+
+
+ONE_DOCUMENT = Context()
+"""Nothing but the input."""
 
 
 class SequenceMixer(nn.Module, ABC):
@@ -21,8 +38,8 @@ class SequenceMixer(nn.Module, ABC):
         self.d_model = d_model
 
     @abstractmethod
-    def forward(self, x: Hidden) -> Hidden:
-        """Mix over positions. [B, L, D] -> [B, L, D]"""
+    def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
+        """Mix over the positions of a segment. [B, L, D] -> [B, L, D]"""
 
 
 def check_sizes(config: Any, *names: str) -> None:

@@ -6,7 +6,7 @@ DiffuMamba's combination (arXiv 2511.15927, section 3): no weights are shared be
 from dataclasses import dataclass
 
 from diffusion_lm.config import build, name_of, part
-from diffusion_lm.mixers.base import MixerConfig, SequenceMixer
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer
 from diffusion_lm.shapes import Hidden
 
 
@@ -42,5 +42,6 @@ class Bidirectional(SequenceMixer):
         self.forward_mixer = build(config.inner, d_model)
         self.reverse_mixer = build(config.inner, d_model)
 
-    def forward(self, x: Hidden) -> Hidden:
-        return self.forward_mixer(x) + self.reverse_mixer(x.flip(1)).flip(1)
+    def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
+        back = context if context.segment is None else Context(context.segment.flip(1))
+        return self.forward_mixer(x, context) + self.reverse_mixer(x.flip(1), back).flip(1)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from diffusion_lm.kernels.base import kernel_choice, kernel_class
 from diffusion_lm.layers.norm import GatedRMSNorm
-from diffusion_lm.mixers.base import MixerConfig, SequenceMixer, check_sizes
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Hidden
 
@@ -94,7 +94,7 @@ class Mamba2(SequenceMixer):
             step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_()
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
-    def forward(self, x: Hidden) -> Hidden:
+    def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
         z, mixed, dt = self.in_proj(x).split((self.inner, self.inner + 2 * self.state, self.heads), -1)
         mixed = F.silu(self._convolve(mixed))
         x, B, C = mixed.split((self.inner, self.state, self.state), -1)
