@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion_lm.config import build
+from diffusion_lm.config import build, part_class
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.norm import rms_norm
 from diffusion_lm.layers.row_cross_entropy import row_cross_entropy
@@ -126,7 +126,7 @@ class DenoisingModel(nn.Module):
         self.embed = (TokenLookup if process.discrete else TokenVectors)(config, process)
         self.given = nn.Parameter(torch.zeros(config.d_model))
         self.denoiser: Denoiser = build(denoiser, config.d_model)
-        self.norm = rms_norm(config.d_model)
+        self.norm = nn.Identity() if self.denoiser.normalises else rms_norm(config.d_model)
         self.head = nn.Linear(config.d_model, head_outputs(config, process, readout))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -224,7 +224,9 @@ def embedding_parameters(config: ModelConfig, process: Process, readout: str = "
 
 def model_parameters(config: ModelConfig, denoiser: Any, process: Process, readout: str = "posterior") -> int:
     """All parameters, predicted from the configs: trunk, embedding side, marker of given positions, last norm."""
-    return denoiser.parameters(config.d_model) + embedding_parameters(config, process, readout) + 2 * config.d_model
+    vectors = 1 if part_class(denoiser).normalises else 2
+    outside = embedding_parameters(config, process, readout) + vectors * config.d_model
+    return denoiser.parameters(config.d_model) + outside
 
 
 def model_flops_per_token(

@@ -82,6 +82,8 @@ class Denoiser(nn.Module, ABC):
 
     encodes_prompts: ClassVar[bool] = False
     """Whether it has a prompt encoder."""
+    normalises: ClassVar[bool] = False
+    """Whether its output is normalised already, so that the model's readout has no norm."""
 
     def __init__(self, config: Any, d_model: int) -> None:
         super().__init__()

@@ -30,6 +30,11 @@ def allowed() -> list[tuple[str, str]]:
 PAIRS = allowed()
 
 
+def gates(conditioning: str) -> bool:
+    """Whether branches are shifted, scaled and gated."""
+    return config_class("conditioning", conditioning).parts == 3
+
+
 def modulates(conditioning: str) -> bool:
     """Whether the blocks are told the noise level position by position."""
     return bool(config_class("conditioning", conditioning).parts)
@@ -116,8 +121,8 @@ def test_an_untrained_conditioning_changes_nothing(denoiser, conditioning):
     x = hidden()
     y = trunk(x, noisy_of(0.3))
     assert torch.equal(trunk(x, noisy_of(0.8)), y)
-    if conditioning == "adaln":
-        assert torch.equal(y, x)
+    if gates(conditioning):
+        assert torch.equal(y, torch.nn.functional.layer_norm(x, x.shape[-1:]) if trunk.normalises else x)
         return
     extra = config_class("conditioning", conditioning).positions
     if extra:
@@ -201,14 +206,17 @@ def test_dimbas_prompt_encoder_sees_given_positions_alone(tools):
 
 
 def steps_to_learn(tools, denoiser: str, conditioning: str, most: int = 300) -> int:
-    """Adam steps until the hidden half of one small batch is known by heart: from ln 7 = 1.95 nats to below 0.05."""
+    """Adam steps until the hidden half of one small batch is known by heart: from ln 7 = 1.95 nats to below 0.05.
+
+    Where the noise level shifts the last norm, 129 weights that all push one vector make Adam's steps there long.
+    """
     process = tools.process_of("masked", "log_linear", 7)
     config = config_of(denoiser, conditioning, least=2)
     model = tools.small_model(process, denoiser, n_layers=config.n_layers, conditioning=config.conditioning)
     tokens = torch.randint(7, (4, 8), generator=torch.Generator().manual_seed(0))
     masked = torch.arange(8).expand(4, -1) % 2 == 1
     noisy = Noisy(tokens.masked_fill(masked, process.mask_id), torch.full((4, 1), 0.5, dtype=torch.float64))
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-4 if model.denoiser.normalises else 2e-3)
     for step in range(most):
         loss = torch.nn.functional.cross_entropy(model(noisy).logits[..., :7][masked], tokens[masked])
         if loss.item() < 0.05:

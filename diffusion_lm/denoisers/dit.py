@@ -1,0 +1,88 @@
+"""dit: the transformer of SEDD, MDLM, BD3-LM and Duo, for weights that others trained and for comparisons with them.
+
+It is `transformer` but for: LayerNorm with a scale and no shift instead of RMSNorm, biases in the MLP, noise told as
+sigma, and a last norm that the noise level shifts and scales too (AdaLN-Zero as in DiT, arXiv 2212.09748; rotary
+positions, no biases in the attention; Lou et al., arXiv 2310.16834, and Sahoo et al., arXiv 2406.07524, appendix).
+Theirs drops out a tenth of each branch in training; this one has no dropout.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from diffusion_lm.conditioning.base import ConditioningConfig, Modulation
+from diffusion_lm.config import name_of, part
+from diffusion_lm.denoisers.base import DenoiserConfig
+from diffusion_lm.layers.mlp import mlp_width
+from diffusion_lm.layers.trunk import Trunk
+from diffusion_lm.mixers.base import Context, MixerConfig
+from diffusion_lm.noisy import Noisy
+from diffusion_lm.shapes import Hidden
+
+SHIFT_SCALE_GATE = 3
+
+
+@dataclass(kw_only=True, slots=True)
+class DitConfig(DenoiserConfig):
+    conditioning: ConditioningConfig = part("conditioning", "adaln_sigma")
+    """How the noise level reaches the blocks: adaln_sigma in the papers; adaln works too."""
+    mixer: MixerConfig = part("mixers", "attention")
+    """The mixer of every block."""
+
+    def __post_init__(self) -> None:
+        DenoiserConfig.__post_init__(self)
+        self.check_families(mixer="attention")
+        if self.conditioning.parts != SHIFT_SCALE_GATE:
+            raise ValueError(
+                f"conditioning: got '{name_of(self.conditioning)}'; dit shifts, scales and gates: expected "
+                "adaln_sigma or adaln, or denoiser transformer"
+            )
+
+    def mixers(self) -> Sequence[MixerConfig]:
+        return [self.mixer] * self.n_layers
+
+    def parameters(self, d_model: int) -> int:
+        width = mlp_width(d_model, self.mlp_expansion)
+        biases = self.n_layers * (width + d_model) if width else 0
+        last = d_model + 2 * d_model * (self.conditioning.channels + 1)
+        return DenoiserConfig.parameters(self, d_model) + biases + last
+
+
+def layer_norm(d_model: int) -> nn.LayerNorm:
+    """LayerNorm with a scale and no shift."""
+    return nn.LayerNorm(d_model, eps=1e-5, bias=False)
+
+
+class BiasedMLP(nn.Module):
+    """down(gelu(up(x))), with biases."""
+
+    def __init__(self, d_model: int, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, width)
+        self.down = nn.Linear(width, d_model)
+
+    def forward(self, x: Hidden) -> Hidden:
+        return self.down(nn.functional.gelu(self.up(x), approximate="tanh"))
+
+
+class Dit(Trunk):
+    """The shared trunk with other norms and MLPs, and a last norm of its own."""
+
+    normalises = True
+
+    def __init__(self, config: DitConfig, d_model: int) -> None:
+        super().__init__(config, d_model)
+        for block in self.stack.blocks:
+            block.mixer.norm = layer_norm(d_model)
+            if block.mlp is not None:
+                block.mlp.norm = layer_norm(d_model)
+                block.mlp.inner = BiasedMLP(d_model, mlp_width(d_model, config.mlp_expansion))
+        self.norm = layer_norm(d_model)
+        self.modulation = Modulation(config.conditioning.channels, d_model, 2)
+
+    def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
+        signal = self.conditioning.signal(noisy)
+        hidden = self.stack(hidden, signal, Context(noisy.segment))
+        shift, scale = self.modulation.values(signal, hidden.shape[1])
+        return self.norm(hidden) * (1 + scale) + shift
