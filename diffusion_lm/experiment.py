@@ -9,11 +9,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diffusion_lm.backends import backend_folder, choose_backend
 from diffusion_lm.config import build, config_class, from_tree, merge, name_of, part, part_class, to_tree, variants
 from diffusion_lm.data.info import TokenDataConfig
 from diffusion_lm.errors import UserError, did_you_mean
 from diffusion_lm.files import write_text
-from diffusion_lm.kernels.base import choose_kernel, is_kernel_choice
 from diffusion_lm.model import ModelConfig
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.training.config import EvaluationConfig, TrainingConfig
@@ -198,7 +198,7 @@ def save(config: ExperimentConfig, path: str | Path) -> None:
 
 
 def with_kernels(config: Any, device: str, *, anew: bool = False) -> Any:
-    """A part's config with every scan kernel ``auto`` in it replaced by the one for `device`; refuses a missing one.
+    """A part's config with every kernel ``auto`` in it replaced by the one for `device`; refuses a missing one.
 
     `anew` chooses for this device whatever the config says: a trained model can be used where its kernel is missing.
     """
@@ -207,6 +207,6 @@ def with_kernels(config: Any, device: str, *, anew: bool = False) -> Any:
         value = getattr(config, f.name)
         if is_dataclass(value):
             changes[f.name] = with_kernels(value, device, anew=anew)
-        elif is_kernel_choice(f):
-            changes[f.name] = choose_kernel("auto" if anew else value, device)
+        elif folder := backend_folder(f):
+            changes[f.name] = choose_backend(folder, "auto" if anew else value, device)
     return replace(config, **changes) if changes else config

@@ -6,24 +6,16 @@ names the packages and devices that it needs; asking for one that is missing is 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import Field, field
-from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from diffusion_lm.config import config_class, part_class, variants
-from diffusion_lm.errors import UserError
+from diffusion_lm.backends import Backend, backend_choice, backend_class, choose_backend
 from diffusion_lm.shapes import Float, Tensor
 
 
-class ScanKernel(ABC):
+class ScanKernel(Backend, ABC):
     """One implementation of the scan."""
-
-    packages: ClassVar[tuple[str, ...]] = ()
-    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
-    priority: ClassVar[int] = 0
-    """`auto` takes the usable kernel of the highest priority."""
 
     @abstractmethod
     def scan(
@@ -37,39 +29,20 @@ class ScanKernel(ABC):
     ) -> Float[Tensor, "B L H P"]:
         """y for every position, in the dtype of x. `dt` is already positive, `A` negative."""
 
-    @classmethod
-    def missing(cls, device: str) -> str | None:
-        """Why the kernel cannot run on `device` ('cpu' or 'cuda'), or None."""
-        absent = [package for package in cls.packages if find_spec(package) is None]
-        if absent:
-            return f"package '{absent[0]}' is not installed"
-        return None if device in cls.devices else f"it needs a {' or '.join(cls.devices)} device, got {device}"
-
 
 def kernel_choice() -> Any:
     """A dataclass field that names a kernel; ``auto``, the default, is replaced when a run starts."""
-    return field(default="auto", metadata={"kernel": True})
-
-
-def is_kernel_choice(f: Field) -> bool:
-    """Whether a dataclass field names a kernel."""
-    return f.metadata.get("kernel", False)
+    return backend_choice("kernels")
 
 
 def kernel_class(name: str) -> type[ScanKernel]:
     """The kernel class of file kernels/`name`.py."""
-    return part_class(config_class("kernels", name)())
+    return backend_class("kernels", name)
 
 
 def choose_kernel(name: str, device: str) -> str:
     """`name` if it can run on `device`; for ``auto`` the best that can. Raises `UserError` naming what is missing."""
-    if name != "auto":
-        reason = kernel_class(name).missing(device)
-        if reason:
-            raise UserError(f"kernel '{name}': {reason}; install it, or set kernel=auto")
-        return name
-    usable = [k for k in variants("kernels") if kernel_class(k).missing(device) is None]
-    return max(usable, key=lambda k: kernel_class(k).priority)
+    return choose_backend("kernels", name, device)
 
 
 def check_groups(x: torch.Tensor, B: torch.Tensor) -> int:

@@ -1,36 +1,73 @@
-"""attention: multi-head attention with rotary positions, on PyTorch's scaled_dot_product_attention."""
+"""attention: multi-head softmax attention with rotary positions, over everything, the past, or blocks.
 
-from dataclasses import dataclass
+The product of queries, keys and values is one; `n_kv_heads` shares keys and values among neighbouring heads (grouped
+queries, Ainslie et al., arXiv 2305.13245); `qk_norm` divides every query and key by its root mean square before the
+turn (Dehghani et al., arXiv 2302.05442, section 2, in RMSNorm's form). How it is computed: attention_kernels/.
+"""
 
+from dataclasses import dataclass, replace
+
+import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_lm.layers.rotary import Rotary
+from diffusion_lm.attention_kernels.base import Pattern
+from diffusion_lm.backends import backend_choice, backend_class
+from diffusion_lm.layers.rotary import check_head_dim, rotary_table, rotate
 from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
-from diffusion_lm.shapes import Hidden
+from diffusion_lm.shapes import Float, Hidden, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
 class AttentionConfig(MixerConfig):
     head_dim: int = 64
     """Channels per head; d_model must be a multiple of it."""
+    n_kv_heads: int = 0
+    """Heads of keys and values, a divisor of the number of heads; 0 is as many as there are heads."""
+    qk_norm: bool = False
+    """RMSNorm of every head's queries and keys, with a scale per channel."""
+    rope_base: float = 10_000.0
+    """Base of the rotary angles: larger ones turn slower, for longer texts."""
     causal: bool = False
     """Attend to earlier positions only."""
+    block_size: int = 0
+    """With `causal`: positions come in blocks of that many that see their own block whole, and the earlier ones."""
+    kernel: str = backend_choice("attention_kernels")
+    """Implementation: a file of attention_kernels/, or auto by device."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "head_dim")
+        check_head_dim(self.head_dim)
+        for name in ("n_kv_heads", "block_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        if not self.rope_base > 1:
+            raise ValueError(f"rope_base: got {self.rope_base}, expected more than 1")
+        if self.block_size and not self.causal:
+            raise ValueError(f"block_size: got {self.block_size} without causal; set causal=true, or block_size=0")
+        refusal = None
+        if self.kernel != "auto":
+            refusal = backend_class("attention_kernels", self.kernel).refusal(self.causal, self.block_size)
+        if refusal:
+            raise ValueError(f"kernel '{self.kernel}': {refusal}")
 
     def is_causal(self) -> bool:
-        return self.causal
+        return self.causal and self.block_size < 2
 
     def family(self) -> str:
         return "attention"
 
+    def kv_heads(self, d_model: int) -> int:
+        """Number of heads of keys and values."""
+        return self.n_kv_heads or d_model // self.head_dim
+
     def parameters(self, d_model: int) -> int:
-        return 4 * d_model * d_model
+        projections = 2 * d_model * (d_model + self.kv_heads(d_model) * self.head_dim)
+        return projections + (2 * self.head_dim if self.qk_norm else 0)
 
     def flops_per_token(self, d_model: int, length: int) -> int:
-        return 2 * self.parameters(d_model) + 4 * length * d_model
+        projections = 4 * d_model * (d_model + self.kv_heads(d_model) * self.head_dim)
+        return projections + 4 * length * d_model
 
 
 class Attention(SequenceMixer):
@@ -40,12 +77,42 @@ class Attention(SequenceMixer):
         super().__init__(config, d_model)
         if d_model % config.head_dim:
             raise ValueError(f"head_dim: got {config.head_dim}, expected a divisor of d_model {d_model}")
-        self.rotary = Rotary(config.head_dim)
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.heads, self.kv_heads = d_model // config.head_dim, config.kv_heads(d_model)
+        if self.heads % self.kv_heads:
+            raise ValueError(f"n_kv_heads: got {self.kv_heads}, expected a divisor of the {self.heads} heads")
+        self.kernel = backend_class("attention_kernels", "sdpa" if config.kernel == "auto" else config.kernel)()
+        self.sharing = ("attention", config.kernel, config.head_dim, config.rope_base, config.causal, config.block_size)
+        self.qkv = nn.Linear(d_model, d_model + 2 * self.kv_heads * config.head_dim, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
+    def prepare(self, x: Hidden, context: Context) -> Context:
+        if self.sharing in context.shared:
+            return context
+        precision = torch.promote_types(x.dtype, torch.float32)
+        table = rotary_table(x.shape[1], self.config.head_dim, self.config.rope_base, x.device, precision)
+        pattern = Pattern.of(self.config.causal, self.config.block_size, context.segment)
+        prepared = self.kernel.prepare(pattern, x.shape[1], x.device, product_dtype(x))
+        return replace(context, shared={**context.shared, self.sharing: (table, prepared)})
+
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
-        qkv = self.qkv(x).unflatten(-1, (3, -1, self.config.head_dim))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, H, L, P]
-        y = F.scaled_dot_product_attention(self.rotary(q), self.rotary(k), v, is_causal=self.config.causal)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        table, prepared = self.prepare(x, context).shared[self.sharing]
+        q_and_k, v = (
+            self.qkv(x).unflatten(-1, (-1, self.config.head_dim)).split((self.heads + self.kv_heads, self.kv_heads), 2)
+        )
+        q, k = rotate(self._normed(q_and_k), table).split((self.heads, self.kv_heads), 2)
+        return self.out_proj(self.kernel.attend(q, k, v, prepared).flatten(2))
+
+    def _normed(self, x: Float[Tensor, "B L H P"]) -> Float[Tensor, "B L H P"]:
+        """Queries and keys over their root mean squares."""
+        if self.q_norm is None:
+            return x
+        scale = torch.cat((self.q_norm.expand(self.heads, -1), self.k_norm.expand(self.kv_heads, -1)))
+        return F.rms_norm(x, x.shape[-1:], eps=1e-5) * scale.to(x.dtype)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Precision of products with x."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

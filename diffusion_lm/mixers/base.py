@@ -6,7 +6,8 @@ sized without being built.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,9 @@ class Context:
     """
 
     segment: Segment | None = None
+    shared: Mapping[Any, Any] = field(default_factory=dict)
+    """What mixers have prepared for themselves and others like them, from the length and the segments, by a key of
+    theirs; for other segments make a new context."""
 
 
 ONE_DOCUMENT = Context()
@@ -36,6 +40,11 @@ class SequenceMixer(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.d_model = d_model
+
+    def prepare(self, x: Hidden, context: Context) -> Context:
+        """The context with what does not depend on x's values and is alike in many layers (tables, masks), made once
+        before the first of them; `forward` also works without."""
+        return context
 
     @abstractmethod
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:

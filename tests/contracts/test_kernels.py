@@ -121,13 +121,13 @@ def test_a_kernel_that_cannot_run_is_refused_and_says_why(name, device):
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr("diffusion_lm.kernels.base.find_spec", lambda package: None)
+    monkeypatch.setattr("diffusion_lm.backends.find_spec", lambda package: None)
     with pytest.raises(UserError, match="kernel 'mamba_ssm': package 'mamba_ssm' is not installed"):
         choose_kernel("mamba_ssm", "cuda")
 
 
 def test_a_kernel_of_another_device_is_refused(monkeypatch):
-    monkeypatch.setattr("diffusion_lm.kernels.base.find_spec", lambda package: "there")
+    monkeypatch.setattr("diffusion_lm.backends.find_spec", lambda package: "there")
     with pytest.raises(UserError, match="kernel 'mamba_ssm': it needs a cuda device, got cpu"):
         choose_kernel("mamba_ssm", "cpu")
     assert choose_kernel("mamba_ssm", "cuda") == "mamba_ssm"
@@ -136,7 +136,7 @@ def test_a_kernel_of_another_device_is_refused(monkeypatch):
 
 
 def test_auto_is_the_usable_kernel_of_highest_priority(monkeypatch):
-    monkeypatch.setattr("diffusion_lm.kernels.base.find_spec", lambda package: None)
+    monkeypatch.setattr("diffusion_lm.backends.find_spec", lambda package: None)
     assert choose_kernel("auto", "cuda") == choose_kernel("auto", "cpu") == "torch"
 
 

@@ -1,0 +1,84 @@
+"""Attention kernels: softmax(q k^T / sqrt(P) + pattern) v, the pattern being which positions see which.
+
+Position i sees j of its own document where, with i and j counted from the document's start,
+
+    full: always      causal: j <= i      block-causal: floor(j / N) <= floor(i / N).
+
+A kernel turns the pattern into what it works with (a mask, the documents' places) once per call of the network, before
+the layers, and refuses patterns that it cannot do when the config is read.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffusion_lm.backends import Backend
+from diffusion_lm.shapes import Bool, Float, Int, Segment, Tensor
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which positions see which. causal: earlier ones alone; block_size: blocks of N see themselves whole (0: none).
+
+    document: an id of its own per document of a row [B, L], padding being one too; None where rows are one document.
+    """
+
+    causal: bool
+    block_size: int
+    document: Int[Tensor, "B L"] | None = None
+
+    @classmethod
+    def of(cls, causal: bool, block_size: int, segment: Segment | None) -> "Pattern":
+        """A pattern over the segments of a batch, of which only neighbouring ones need to differ."""
+        return cls(causal, block_size, None if segment is None else documents(segment))
+
+    def sees(self, i: Tensor, j: Tensor, start: Tensor | int = 0) -> Tensor:
+        """Whether i sees j in one document that begins at `start`."""
+        if not self.causal:
+            return torch.ones_like(i - j, dtype=torch.bool)
+        if not self.block_size:
+            return j <= i
+        return (j - start) // self.block_size <= (i - start) // self.block_size
+
+    def mask(self, length: int, device: torch.device) -> Bool[Tensor, "b 1 L L"]:
+        """True where the row's position sees the column's; b is 1 where all rows are alike."""
+        place = torch.arange(length, device=device)
+        if self.document is None:
+            return self.sees(place[:, None], place)[None, None]
+        same = self.document.unsqueeze(2) == self.document.unsqueeze(1)
+        seen = self.sees(place[:, None], place, starts(self.document).unsqueeze(2))
+        return (same & seen).unsqueeze(1)
+
+
+def documents(segment: Segment) -> Int[Tensor, "B L"]:
+    """0, 1, 2, ... along a row, one more wherever the segment changes."""
+    changes = segment[:, 1:] != segment[:, :-1]
+    return torch.nn.functional.pad(changes.long().cumsum(1), (1, 0))
+
+
+def starts(document: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+    """Where the document of each position begins."""
+    place = torch.arange(document.shape[1], device=document.device).expand_as(document)
+    first = torch.nn.functional.pad(document[:, 1:] != document[:, :-1], (1, 0), value=True)
+    return torch.where(first, place, 0).cummax(1).values
+
+
+class AttentionKernel(Backend, ABC):
+    """One implementation of attention. `pattern` is what the layers of a call share: `prepare`'s answer."""
+
+    @classmethod
+    def refusal(cls, causal: bool, block_size: int) -> str | None:
+        """Why it cannot do that pattern, or None."""
+        return None
+
+    @abstractmethod
+    def prepare(self, pattern: Pattern, length: int, device: torch.device, dtype: torch.dtype) -> Any:
+        """What `attend` needs of the pattern. dtype: of the products."""
+
+    @abstractmethod
+    def attend(
+        self, q: Float[Tensor, "B L H P"], k: Float[Tensor, "B L K P"], v: Float[Tensor, "B L K P"], prepared: Any
+    ) -> Float[Tensor, "B L H P"]:
+        """Attention of every head; K divides H, and H / K neighbouring heads share keys and values."""

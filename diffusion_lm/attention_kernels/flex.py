@@ -1,0 +1,61 @@
+"""flex: PyTorch's flex_attention (arXiv 2412.05496), compiled, for CUDA: blocks that nobody sees are left out.
+
+It serves every pattern. On CPU it has no backward pass, so it is not offered there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from diffusion_lm.attention_kernels.base import AttentionKernel, Pattern, starts
+from diffusion_lm.shapes import Float, Tensor
+
+
+@dataclass(kw_only=True, slots=True)
+class FlexConfig:
+    """Nothing to set."""
+
+
+@cache
+def compiled() -> Callable[..., Tensor]:
+    """flex_attention as it is meant to be used: uncompiled it holds all scores. Made when first needed."""
+    return torch.compile(flex_attention)
+
+
+class Flex(AttentionKernel):
+    """flex_attention with a block mask."""
+
+    devices = ("cuda",)
+
+    def __init__(self, config: FlexConfig | None = None) -> None:
+        self.config = config
+
+    def prepare(self, pattern: Pattern, length: int, device: torch.device, dtype: torch.dtype) -> BlockMask | None:
+        document = pattern.document
+        if document is None and not pattern.causal:
+            return None
+        rows = None if document is None else len(document)
+        start = None if document is None else starts(document)
+
+        def alone(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return pattern.sees(i, j)
+
+        def packed(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (document[b, i] == document[b, j]) & pattern.sees(i, j, start[b, i])
+
+        return create_block_mask(alone if document is None else packed, rows, None, length, length, device=device)
+
+    def attend(
+        self,
+        q: Float[Tensor, "B L H P"],
+        k: Float[Tensor, "B L K P"],
+        v: Float[Tensor, "B L K P"],
+        prepared: BlockMask | None,
+    ) -> Float[Tensor, "B L H P"]:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        grouped = q.shape[1] != k.shape[1]
+        attention = flex_attention if torch.compiler.is_compiling() else compiled()
+        return attention(q, k, v, block_mask=prepared, enable_gqa=grouped).transpose(1, 2)
