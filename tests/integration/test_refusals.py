@@ -139,7 +139,7 @@ def test_no_such_experiment(place):
         (["train"], "the following arguments are required: experiment; see python -m diffusion_lm train --help"),
         (["train", "tiny.yaml", "--jsn"], "unrecognized arguments: --jsn"),
         (["evaluate", "run", "--draws", "few"], "argument --draws: invalid int value: 'few'"),
-        (["evaluate", "run", "draws=3"], "unrecognized arguments: draws=3"),
+        (["evaluate", "draws=3"], "draws=3: no run here (no config.yaml); expected the folder of a run"),
     ],
 )
 def test_arguments(place, argv, text):
