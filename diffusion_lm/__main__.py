@@ -7,6 +7,8 @@ from importlib import import_module
 
 from diffusion_lm.errors import Parser, run_command
 
+EMA = "which averaged weights: one of training.ema_decays, or 0 for the live ones (training.ema_decay by default)"
+
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their arguments; nothing heavy is imported for --help."""
@@ -30,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--protocol", help="how text is cut into sequences (whole-corpus)")
     evaluate.add_argument("--precision", default="float32", help="float32 or float64")
+    evaluate.add_argument("--ema", type=float, metavar="DECAY", help=EMA)
     evaluate.add_argument("--seed", type=int, help="of the noise (the run's own by default)")
     evaluate.add_argument("--out", help="folder of the results (RUN/evaluation/NAME by default)")
     evaluate.add_argument("--draws", type=int, help="stratified noise levels per sequence (the run's own by default)")
@@ -52,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--length", type=int, default=0, help="tokens per text (the training length by default)")
     generate.add_argument("--prompt", default="", help="text that every sample begins with")
     generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--ema", type=float, metavar="DECAY", help=EMA)
 
     describe = commands.add_parser(
         "describe", help="parts, parameters, FLOPs per token and tokens planned of an experiment"

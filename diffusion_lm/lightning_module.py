@@ -11,12 +11,13 @@ from diffusion_lm.config import build, part_class, to_tree
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.errors import RunError, UserError
 from diffusion_lm.evaluation.levels import LevelCurve
+from diffusion_lm.evaluation.text import draw_texts
 from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted
 from diffusion_lm.objectives.base import Bound, TrainingNoise
 from diffusion_lm.random import Noise
-from diffusion_lm.training.optimizer import clip_gradients, make_optimizer
+from diffusion_lm.training.optimizer import clip_gradients, make_optimizer, members
 
 
 def build_model(config: ExperimentConfig, vocabulary: int) -> DenoisingModel:
@@ -24,7 +25,9 @@ def build_model(config: ExperimentConfig, vocabulary: int) -> DenoisingModel:
     schedule = build(config.schedule)
     try:
         process = build(config.process, schedule, vocabulary)
-        return DenoisingModel(config.model, config.denoiser, process, part_class(config.objective).readout)
+        model = DenoisingModel(config.model, config.denoiser, process, part_class(config.objective).readout)
+        members(model, config.training)  # refuses a learning rate for parameters that the model does not have
+        return model
     except ValueError as error:
         raise UserError(f"{config.name}: {error}") from None
 
@@ -96,6 +99,10 @@ class DiffusionModule(lightning.LightningModule):
         )
         for label, value in curve.points():
             self.log(f"val_cross_entropy_by_noise_level/{label}", value, logger=False)
+
+    def draw_texts(self, count: int) -> list[str]:
+        """That many texts, always the same for the same weights."""
+        return draw_texts(self.model, self.config, count, seed=self.config.seed)
 
     def configure_optimizers(self) -> dict:
         return make_optimizer(self, self.config.training)

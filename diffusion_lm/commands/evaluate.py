@@ -23,7 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("samples", "seed"):
         if (getattr(arguments, name) or 0) < 0:
             raise UserError(f"{name}: got {getattr(arguments, name)}, expected 0 or more")
-    runs = [load_run(folder, arguments.precision) for folder in (arguments.run, arguments.run_b) if folder is not None]
+    folders = [folder for folder in (arguments.run, arguments.run_b) if folder is not None]
+    runs = [load_run(folder, arguments.precision, arguments.ema) for folder in folders]
     if len(runs) > 1:
         check_comparable(*runs, own_data=arguments.data is None)
     data = sequence_set(runs[0].config.data, arguments.data, arguments.protocol, arguments.sequences)
@@ -59,6 +60,7 @@ def _folder(arguments: argparse.Namespace, name: str, runs: list[LoadedRun]) -> 
     if arguments.out is not None:
         return Path(arguments.out)
     parts = [name] if arguments.precision == "float32" else [name, arguments.precision]
+    parts += [] if arguments.ema is None else [f"ema-{arguments.ema:g}"]
     parts += [f"against-{Path(other.folder).resolve().name}" for other in runs[1:]]
     return Path(arguments.run) / "evaluation" / "-".join(parts)
 

@@ -15,7 +15,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"count {arguments.count} and length {arguments.length}: expected at least 1 text and no negative length"
         )
-    loaded = load_run(arguments.run)
+    loaded = load_run(arguments.run, ema=arguments.ema)
     config = with_overrides(loaded.config, [f"sampler.{text}" for text in arguments.overrides])
     texts = draw_texts(
         loaded.model,

@@ -11,6 +11,7 @@ from diffusion_lm.experiment import ExperimentConfig, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.objectives.base import Objective
+from diffusion_lm.training.averaging import averaged
 from diffusion_lm.training.run import FINISHED, Run
 from diffusion_lm.training.train import read_checkpoint
 
@@ -29,10 +30,15 @@ class LoadedRun:
     step: int
     device: torch.device
     precision: str
+    ema: float
+    """Decay of the average that the weights are; 0: they are the live ones."""
 
 
-def load_run(folder: str | Path, precision: str = "float32") -> LoadedRun:
-    """The run in `folder`. Raises `UserError` when there is none, when it has no checkpoint yet, or another run's."""
+def load_run(folder: str | Path, precision: str = "float32", ema: float | None = None) -> LoadedRun:
+    """The run in `folder`, with the weights averaged by decay `ema` (0: the live ones; None: the run's `ema_decay`).
+
+    Raises `UserError` when there is none, when it has no checkpoint yet, or another run's, or no such average.
+    """
     if precision not in PRECISIONS:
         raise unknown("precision: no choice", precision, PRECISIONS)
     run = Run(folder)
@@ -43,10 +49,11 @@ def load_run(folder: str | Path, precision: str = "float32") -> LoadedRun:
     # fused scans compute in float32 at most; the one in PyTorch follows its input
     config.denoiser = with_kernels(config.denoiser, "cpu" if precision == "float64" else device.type, anew=True)
     module = DiffusionModule(config, info)
-    module.load_state_dict(checkpoint["state_dict"])
+    ema = config.training.ema_decay if ema is None else ema
+    module.load_state_dict(averaged(checkpoint, config.training, ema))
     module.eval().to(device, getattr(torch, precision))
     step = checkpoint["global_step"]
-    return LoadedRun(str(folder), config, info, module.model, module.objective, step, device, precision)
+    return LoadedRun(str(folder), config, info, module.model, module.objective, step, device, precision, ema)
 
 
 def _config_of(run: Run) -> ExperimentConfig:

@@ -132,5 +132,4 @@ def _sequences(done: Evaluation) -> str:
 
 
 def _weights(run: LoadedRun) -> dict[str, Any]:
-    decay = run.config.training.ema_decay
-    return {"averaged": decay > 0, "ema_decay": decay}
+    return {"averaged": run.ema > 0, "ema_decay": run.ema}

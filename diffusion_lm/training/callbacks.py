@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
-from diffusion_lm.evaluation.text import draw_texts
 from diffusion_lm.lightning_module import DiffusionModule
+from diffusion_lm.training.optimizer import learning_rates
 from diffusion_lm.training.result import summary
 from diffusion_lm.training.run import INTERRUPTED, PRUNED, Run
 from diffusion_lm.training.signals import StopSignal
@@ -86,13 +86,13 @@ class Scalars(Callback):
     def __init__(self, every: int) -> None:
         self.every = every
         self._step = -1
-        self._lr = 0.0
+        self._rates: dict[str, float] = {}
 
     def on_train_start(self, trainer: Trainer, module: DiffusionModule) -> None:
         self._step = trainer.global_step
 
     def on_before_optimizer_step(self, trainer: Trainer, module: DiffusionModule, optimizer: Optimizer) -> None:
-        self._lr = optimizer.param_groups[0]["lr"]
+        self._rates = learning_rates(optimizer)
 
     def on_train_batch_end(self, trainer: Trainer, module: DiffusionModule, *_: Any) -> None:
         if trainer.global_step == self._step:
@@ -103,7 +103,7 @@ class Scalars(Callback):
             means = torch.stack([torch.stack(list(scalars.values())) for scalars in passes]).mean(0)
             means = trainer.strategy.reduce(means, reduce_op="mean")  # over the devices
             scalars = dict(zip(passes[0], means))
-            scalars |= {"train/grad_norm": module.grad_norm, "train/lr": self._lr}
+            scalars |= {"train/grad_norm": module.grad_norm, **self._rates}
             trainer.logger.log_metrics(scalars, self._step)
 
 
@@ -119,6 +119,7 @@ class Report(Callback):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val", "throughput"))}
         step = trainer.global_step
         trainer.logger.log_metrics(metrics, step)
+        trainer.logger.save()  # before the line that says that this validation is done: it is never repeated
         self.run.append_report({"step": step, "tokens": step * self.tokens_per_step, **metrics})
         print(
             f"step {step:>6}  {summary(metrics)}  "
@@ -137,9 +138,11 @@ class Samples(Callback):
         self.run, self.count = run, count
 
     def on_validation_epoch_end(self, trainer: Trainer, module: DiffusionModule) -> None:
-        if not self.count or not trainer.is_global_zero:
+        if not self.count:
             return
-        texts = draw_texts(module.model, module.config, self.count, seed=module.config.seed)
+        texts = module.draw_texts(self.count)  # on all devices: where parameters are shared out, it takes all of them
+        if not trainer.is_global_zero:
+            return
         text = "\n\n---\n\n".join(texts)
         (self.run.folder / "samples.txt").write_text(text + "\n", encoding="utf-8")
         if trainer.logger is not None:

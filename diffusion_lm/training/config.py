@@ -1,9 +1,10 @@
 """How a run is trained and evaluated: typed values, no behaviour."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from diffusion_lm.config import choice
+from diffusion_lm.config import choice, part
 
 
 @dataclass(kw_only=True, slots=True)
@@ -14,25 +15,46 @@ class TrainingConfig:
     """Sequences per optimiser step, over all devices."""
     micro_batch: int = 0
     """Sequences per device and forward pass; 0 is all of the device's share (no gradient accumulation)."""
+    optimizer: Any = part("optimizers", "adamw")
     lr: float = 2e-3
     """Peak learning rate."""
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
+    """Multiples of the peak learning rate for parts of the model, by the beginning of their parameters' names: embed,
+    head, denoiser.stack. The longest that fits a name counts; 0 freezes."""
+    lr_schedule: Any = part("lr_schedules", "cosine")
+    """What comes after the warm-up."""
     min_lr: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     warmup_steps: int = 100
-    """Steps of linear warm-up; then a cosine to min_lr."""
+    """Steps of linear warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's."""
     weight_decay: float = 0.1
-    """AdamW's, on matrices only."""
+    """On matrices only, decoupled: times the learning rate."""
+    decay_embeddings: bool = False
+    """Whether the token table, and what else makes the trunk's input, decays too."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     ema_decay: float = 0.999
     """Decay of the averaged weights that are validated, after a warm-up of (1 + n) / (10 + n); 0 averages nothing."""
+    ema_decays: tuple[float, ...] = ()
+    """More decays of averages that are kept in the checkpoint, for `evaluate --ema DECAY`. Each takes the memory of the
+    model's parameters once more, on the device and in the checkpoint."""
     precision: str = choice("auto", "float32", "bfloat16")
     """Of the network; likelihoods are float32 or better whatever it is."""
     accelerator: str = choice("auto", "cpu", "cuda")
     devices: int = 1
     """Devices per node."""
     num_nodes: int = 1
+    strategy: str = choice("auto", "ddp", "fsdp")
+    """How devices share the work. ddp: each holds the whole model. fsdp: each holds a share of every parameter, of its
+    gradient and of the optimiser's state, and gathers a block's while it runs. auto: ddp."""
+    compile: bool = False
+    """Compile the denoiser's blocks: a wait at the start, then faster steps."""
+    compile_backend: str = choice("inductor", "aot_eager", "eager")
+    """What torch.compile makes of the blocks; the others than inductor are for finding faults."""
+    checkpoint_activations: bool = False
+    """Keep each block's input alone for the backward pass and compute the rest again: less memory, more time."""
     val_every: int = 250
     """Steps between validations; 0 validates at the end only."""
     checkpoint_every: int = 250
@@ -51,10 +73,17 @@ class TrainingConfig:
             raise ValueError(f"lr: got {self.lr}, expected a positive number")
         if not 0 <= self.min_lr <= 1:
             raise ValueError(f"min_lr: got {self.min_lr}, expected 0 to 1: it is a share of lr")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay: got {self.ema_decay}, expected 0 <= ema_decay < 1")
+        for prefix, multiple in self.lr_multipliers.items():
+            if not 0 <= multiple < math.inf:
+                raise ValueError(f"lr_multipliers: got {multiple} for '{prefix}', expected 0 or a positive number")
+        self.lr_schedule.check(self.steps, self.warmup_steps)
+        _check_averages(self.ema_decay, self.ema_decays)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: got {list(self.betas)}, expected two numbers with 0 <= beta < 1")
+        if self.strategy != "auto" and self.devices * self.num_nodes == 1:
+            raise ValueError(
+                f"strategy: got {self.strategy} for one device; expected auto, or devices=2 or more to share the work"
+            )
 
     def rows_per_pass(self) -> int:
         """Sequences per device and forward pass."""
@@ -78,3 +107,14 @@ class EvaluationConfig:
 def _at_least(config: object, name: str, least: int) -> None:
     if not getattr(config, name) >= least:
         raise ValueError(f"{name}: got {getattr(config, name)}, expected at least {least}")
+
+
+def _check_averages(first: float, others: tuple[float, ...]) -> None:
+    if not 0 <= first < 1:
+        raise ValueError(f"ema_decay: got {first}, expected 0 <= ema_decay < 1")
+    if not all(0 < decay < 1 for decay in others):
+        raise ValueError(f"ema_decays: got {list(others)}, expected numbers with 0 < decay < 1")
+    if others and not first:
+        raise ValueError(f"ema_decays: got {list(others)} with ema_decay 0; expected one of them as ema_decay")
+    if len({first, *others}) <= len(others):
+        raise ValueError(f"ema_decays: got {list(others)} beside ema_decay {first}, expected every decay once")

@@ -1,33 +1,75 @@
-"""AdamW with decay on matrices only, and a linear warm-up followed by a cosine.
+"""Which parameters decay, which are matrices, at what share of the learning rate; the optimiser made of them.
+
+Matrices decay; norms, biases, Mamba-2's A_log, D and dt_bias and, unless asked for, embeddings do not.
 
 A learned noise schedule has a group of its own: its own peak learning rate, no decay, and no part in the norm by which
 the network's gradient is clipped (it descends another function, see schedules/learned.py).
 """
 
-import math
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from diffusion_lm.config import build
+from diffusion_lm.errors import did_you_mean
+from diffusion_lm.optimizers.base import Member, Peak
 from diffusion_lm.schedules.base import NoiseSchedule
 from diffusion_lm.training.config import TrainingConfig
 
-NEVER_DECAYED = ("A_log", "D", "dt_bias")
+NEVER_DECAYED = ("A_log", "D", "dt_bias", "init_states")
+"""Names of Mamba-2's vectors; some options make two or three dimensions of them."""
+TRUNK = "denoiser"
+EMBEDDING = "embed"
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices, which decay; norms, biases, embeddings and Mamba-2's A_log, D and dt_bias, which do not; schedules."""
-    schedules = learned_schedules(module)
-    apart = {id(parameter) for schedule in schedules for parameter in schedule.parameters()}
-    decayed, kept = [], []
-    for name, parameter in module.named_parameters():
-        if id(parameter) in apart:
-            continue
-        is_matrix = parameter.dim() >= 2 and name.rpartition(".")[2] not in NEVER_DECAYED
-        (decayed if is_matrix and ".embed." not in f".{name}" else kept).append(parameter)
-    own = [{"params": list(s.parameters()), "weight_decay": 0.0, "lr": s.config.lr} for s in schedules]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}, *own]
+def members(module: nn.Module, config: TrainingConfig) -> list[Member]:
+    """The network's parameters, by their names in the model. Raises `ValueError` for a prefix that none has."""
+    apart = {id(parameter) for schedule in learned_schedules(module) for parameter in schedule.parameters()}
+    named = {
+        name.removeprefix("model."): parameter
+        for name, parameter in module.named_parameters()
+        if id(parameter) not in apart
+    }
+    for prefix in config.lr_multipliers:
+        if not any(_below(name, prefix) for name in named):
+            raise ValueError(_nothing_there(prefix, named))
+    return [_member(name, parameter, config) for name, parameter in named.items()]
+
+
+def _member(name: str, parameter: nn.Parameter, config: TrainingConfig) -> Member:
+    is_matrix, is_embedding = _is_matrix(name, parameter), EMBEDDING in name.split(".")[:-1]
+    part = max((prefix for prefix in config.lr_multipliers if _below(name, prefix)), key=len, default="")
+    return Member(
+        name,
+        parameter,
+        decays=is_matrix and (config.decay_embeddings or not is_embedding),
+        matrix=is_matrix and not is_embedding and parameter.dim() == 2 and _below(name, TRUNK),
+        part=part,
+        multiplier=config.lr_multipliers.get(part, 1.0),
+    )
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    """By shape, and by name where an option makes a matrix of what is one number per channel."""
+    *path, leaf = name.split(".")
+    in_norm = bool(path) and "norm" in path[-1]
+    return parameter.dim() >= 2 and leaf not in NEVER_DECAYED and not leaf.endswith("bias") and not in_norm
+
+
+def _below(name: str, prefix: str) -> bool:
+    return f"{name}.".startswith(f"{prefix}.")
+
+
+def _nothing_there(prefix: str, named: dict[str, nn.Parameter]) -> str:
+    words = [name.split(".") for name in named]
+    places = {".".join(path[:end]): None for path in words for end in range(1, len(path) + 1)}
+    first = list(dict.fromkeys(path[0] for path in words))
+    return (
+        f"lr_multipliers: got '{prefix}', with which no parameter's name begins{did_you_mean(prefix, places)}; "
+        f"expected {', '.join(first)}, or a part of these, like {next(iter(named))}"
+    )
 
 
 def learned_schedules(module: nn.Module) -> list[NoiseSchedule]:
@@ -46,7 +88,8 @@ def clip_gradients(module: nn.Module, limit: float) -> Tensor:
     network = [parameter for parameter in module.parameters() if id(parameter) not in apart]
     norms = []
     for group in (network, *groups):
-        norms.append(nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]))
+        norm = nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)  # over the shares of all devices
         if limit:
             nn.utils.clip_grads_with_norm_(group, limit, norms[-1])
     return norms[0]
@@ -54,15 +97,23 @@ def clip_gradients(module: nn.Module, limit: float) -> Tensor:
 
 def lr_factor(step: int, config: TrainingConfig) -> float:
     """Share of the peak learning rate at a step counted from 0."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return build(config.lr_schedule, config.steps, config.warmup_steps, config.min_lr).factor(step)
 
 
 def make_optimizer(module: nn.Module, config: TrainingConfig) -> dict:
     """What Lightning's ``configure_optimizers`` returns."""
-    groups = parameter_groups(module, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    own = [
+        {"params": list(s.parameters()), "weight_decay": 0.0, "lr": s.config.lr, "label": "schedule"}
+        for s in learned_schedules(module)
+    ]
+    peak = Peak(config.lr, config.betas, config.weight_decay)
+    optimizer = build(config.optimizer).make(members(module, config), peak, own)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(lr_factor, config=config))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rate of the first group, and those of groups with a label: a part, or what steps them."""
+    first, *rest = optimizer.param_groups
+    labelled = {f"train/lr_{group['label']}": group["lr"] for group in rest if "label" in group}
+    return {"train/lr": first["lr"], **labelled}
