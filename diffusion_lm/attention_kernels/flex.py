@@ -37,16 +37,17 @@ class Flex(AttentionKernel):
         document = pattern.document
         if document is None and not pattern.causal:
             return None
-        rows = None if document is None else len(document)
-        start = None if document is None else starts(document)
-
-        def alone(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return pattern.sees(i, j)
-
-        def packed(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return (document[b, i] == document[b, j]) & pattern.sees(i, j, start[b, i])
-
-        return create_block_mask(alone if document is None else packed, rows, None, length, length, device=device)
+        if document is None:
+            return create_block_mask(lambda b, h, i, j: pattern.sees(i, j), None, None, length, length, device)
+        start = starts(document)
+        return create_block_mask(
+            lambda b, h, i, j: (document[b, i] == document[b, j]) & pattern.sees(i, j, start[b, i]),
+            len(document),
+            None,
+            length,
+            length,
+            device,
+        )
 
     def attend(
         self,
