@@ -7,6 +7,8 @@ an untrained trunk is the identity.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Inner, Modulation, Signal
 from diffusion_lm.shapes import Hidden
 
@@ -31,7 +33,7 @@ class AdalnBranch(Branch):
     def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         assert signal is not None
         shift, scale, gate = self.modulation.values(signal, x.shape[1])
-        return gate * branch(x * (1 + scale) + shift)
+        return gate * branch(torch.addcmul(shift, x, 1 + scale))
 
 
 class Adaln(EmbeddedNoiseLevel):

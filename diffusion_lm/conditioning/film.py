@@ -6,6 +6,8 @@ y = branch(x * (1 + scale) + shift): Perez et al. (FiLM, arXiv 1709.07871); one 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Inner, Modulation, Signal
 from diffusion_lm.shapes import Hidden
 
@@ -30,7 +32,7 @@ class FilmBranch(Branch):
     def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         assert signal is not None
         shift, scale = self.modulation.values(signal, x.shape[1])
-        return branch(x * (1 + scale) + shift)
+        return branch(torch.addcmul(shift, x, 1 + scale))
 
 
 class Film(EmbeddedNoiseLevel):

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from diffusion_lm.conditioning.base import ConditioningConfig
-from diffusion_lm.config import name_of, part
-from diffusion_lm.layers.mlp import mlp_width
+from diffusion_lm.config import choice, name_of, part
+from diffusion_lm.layers.mlp import MLPS, mlp_width
 from diffusion_lm.mixers.base import MixerConfig
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.shapes import Hidden
@@ -26,8 +26,16 @@ class DenoiserConfig:
 
     n_layers: int = 4
     """Number of blocks."""
+    mlp: str = choice("gelu", "swiglu")
+    """Kind of the MLPs: two matrices around a GELU, or three with a gate."""
     mlp_expansion: float = 4.0
     """Width of the MLP over d_model; 0 leaves the MLPs out."""
+    mlp_width: int = 0
+    """Width of the MLP in channels, instead of mlp_expansion; 0 goes by that."""
+    mlp_bias: bool = False
+    """Biases in the MLPs."""
+    norm: str = choice("rms", "layer")
+    """Norm before every branch and before the head: RMSNorm, or LayerNorm without a shift."""
     conditioning: ConditioningConfig = part("conditioning", "adaln")
     """How the noise level reaches the blocks."""
 
@@ -36,10 +44,16 @@ class DenoiserConfig:
             raise ValueError(f"n_layers: got {self.n_layers}, expected at least 1")
         if not 0 <= self.mlp_expansion < math.inf:
             raise ValueError(f"mlp_expansion: got {self.mlp_expansion}, expected 0 or more")
+        if self.mlp_width < 0:
+            raise ValueError(f"mlp_width: got {self.mlp_width}, expected channels, or 0 to go by mlp_expansion")
 
     def mixers(self) -> Sequence[MixerConfig]:
         """The mixer of each block, from the first to the last."""
         raise NotImplementedError
+
+    def period(self) -> int:
+        """Blocks after which the kinds of mixer repeat."""
+        return 1
 
     def is_causal(self) -> bool:
         """Whether an output depends on earlier positions only."""
@@ -55,16 +69,20 @@ class DenoiserConfig:
                     f"denoiser than {name_of(self)}"
                 )
 
+    def width(self, d_model: int) -> int:
+        """Channels inside the MLPs; 0 where there are none."""
+        return self.mlp_width or mlp_width(d_model, self.mlp_expansion)
+
     def branches(self, d_model: int) -> int:
         """Residual branches of the trunk: a mixer and, unless its width is 0, an MLP per block."""
-        return len(self.mixers()) * (2 if mlp_width(d_model, self.mlp_expansion) else 1)
+        return len(self.mixers()) * (2 if self.width(d_model) else 1)
 
     def parameters(self, d_model: int) -> int:
         """Parameters of the trunk."""
-        width = mlp_width(d_model, self.mlp_expansion)
-        per_block = 2 * d_model * width + d_model * (2 if width else 1)
-        blocks = sum(mixer.parameters(d_model) + per_block for mixer in self.mixers())
-        return blocks + self.conditioning.parameters(d_model, self.branches(d_model))
+        branches, width = self.branches(d_model), self.width(d_model)
+        mixers = sum(mixer.parameters(d_model) for mixer in self.mixers())
+        mlps = len(self.mixers()) * MLPS[self.mlp].parameters_of(d_model, width, self.mlp_bias)
+        return mixers + mlps + branches * d_model + self.conditioning.parameters(d_model, branches)
 
     def flops_per_token(self, d_model: int, length: int) -> float:
         """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two).
@@ -72,8 +90,8 @@ class DenoiserConfig:
         The conditioning is left out: it works once per row, not per position. Positions that it adds to the sequence
         are work of the blocks, shared out over the `length` others.
         """
-        width, extended = mlp_width(d_model, self.mlp_expansion), length + self.conditioning.positions
-        each = sum(mixer.flops_per_token(d_model, extended) + 4 * d_model * width for mixer in self.mixers())
+        mlp, extended = MLPS[self.mlp].parameters_of(d_model, self.width(d_model)), length + self.conditioning.positions
+        each = sum(mixer.flops_per_token(d_model, extended) + 2 * mlp for mixer in self.mixers())
         return each * extended / length
 
 

@@ -1,8 +1,13 @@
 """dimba: Mamba-2 blocks that see the noise level and an encoded prompt. DIMBA (Allafi, April 2025), section 3.2.
 
 The paper encodes the answer itself during training and a prompt of another length at inference. Here a prompt is a set
-of given positions: they stay clean in the sequence, and the prompt encoder (an MLP, section 3.2.2) sees these positions
-alone, pooled to one vector that modulates every block together with the noise level: by FiLM or additively.
+of given positions: they stay clean in the sequence, and the prompt encoder (section 3.2.2) sees these positions alone,
+pooled to one vector that modulates every block together with the noise level: by FiLM or additively.
+
+The paper's encoder is "a lightweight MLP or frozen encoder". `mlp` is trained. `frozen` is a random layer that never
+changes: random features of the prompt (Rahimi and Recht, NIPS 2007), read by the modulations, which are trained. It
+shows what a learned encoder is worth. Its weights are in checkpoints, and do not count as parameters.
+The output projection that the paper ties to the embedding is the model's (`model.tie_head`).
 """
 
 from collections.abc import Sequence
@@ -12,7 +17,7 @@ import torch
 from torch import nn
 
 from diffusion_lm.conditioning.base import ConditioningConfig
-from diffusion_lm.config import name_of, part
+from diffusion_lm.config import choice, name_of, part
 from diffusion_lm.denoisers.base import DenoiserConfig
 from diffusion_lm.layers.trunk import Trunk
 from diffusion_lm.mixers.base import MixerConfig
@@ -28,6 +33,8 @@ class DimbaConfig(DenoiserConfig):
     """How noise level and prompt reach the blocks: film or additive in the paper; adaln and token work too."""
     mixer: MixerConfig = part("mixers", "bidirectional")
     """The mixer of every block; the paper's own is mamba2, which is causal."""
+    prompt_encoder: str = choice("mlp", "frozen")
+    """What makes the prompt's vector: a trained MLP, or a random layer that is never trained."""
 
     def __post_init__(self) -> None:
         DenoiserConfig.__post_init__(self)
@@ -46,8 +53,7 @@ class DimbaConfig(DenoiserConfig):
         return False
 
     def parameters(self, d_model: int) -> int:
-        channels = self.conditioning.channels
-        encoder = d_model * channels + channels + channels * channels + channels + channels
+        encoder = ENCODERS[self.prompt_encoder].parameters_of(d_model, self.conditioning.channels)
         return DenoiserConfig.parameters(self, d_model) + encoder
 
     def flops_per_token(self, d_model: int, length: int) -> float:
@@ -56,25 +62,81 @@ class DimbaConfig(DenoiserConfig):
 
 
 class PromptEncoder(nn.Module):
-    """MLP over the given positions, averaged; a learned vector where nothing is given.
+    """Features of the given positions, averaged, and a map of the average; a learned vector where nothing is given.
 
-    `each`: the MLP's output at every position, not averaged. It is what the paper computes from the answer.
+    `each`: a vector for every position, not averaged. It is what the paper computes from the answer.
     """
 
-    def __init__(self, d_model: int, channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(d_model, channels)
-        self.out = nn.Linear(channels, channels)
         self.nothing = nn.Parameter(torch.zeros(channels))
+
+    @staticmethod
+    def parameters_of(d_model: int, channels: int) -> int:
+        """Trained parameters."""
+        raise NotImplementedError
+
+    def features(self, hidden: Hidden) -> Float[Tensor, "B L C"]:
+        """Of every position."""
+        raise NotImplementedError
+
+    def mapped(self, features: Float[Tensor, "*n C"]) -> Float[Tensor, "*n C"]:
+        """What becomes of features, or of their average."""
+        raise NotImplementedError
 
     def forward(self, hidden: Hidden, given: Given) -> Float[Tensor, "B C"]:
         share = given.to(hidden.dtype).unsqueeze(-1)
-        pooled = (nn.functional.silu(self.hidden(hidden)) * share).sum(1) / share.sum(1).clamp(min=1)
-        return torch.where(given.any(1, keepdim=True), self.out(pooled), self.nothing)
+        pooled = (self.features(hidden) * share).sum(1) / share.sum(1).clamp(min=1)
+        return torch.where(given.any(1, keepdim=True), self.mapped(pooled), self.nothing)
 
     def each(self, hidden: Hidden) -> Float[Tensor, "B L C"]:
         """A vector per position."""
-        return self.out(nn.functional.silu(self.hidden(hidden)))
+        return self.mapped(self.features(hidden))
+
+
+class TrainedEncoder(PromptEncoder):
+    """out(mean of silu(hidden(x)))."""
+
+    def __init__(self, d_model: int, channels: int) -> None:
+        super().__init__(channels)
+        self.hidden = nn.Linear(d_model, channels)
+        self.out = nn.Linear(channels, channels)
+
+    @staticmethod
+    def parameters_of(d_model: int, channels: int) -> int:
+        return d_model * channels + channels + channels * channels + channels + channels
+
+    def features(self, hidden: Hidden) -> Float[Tensor, "B L C"]:
+        return nn.functional.silu(self.hidden(hidden))
+
+    def mapped(self, features: Float[Tensor, "*n C"]) -> Float[Tensor, "*n C"]:
+        return self.out(features)
+
+
+class FrozenEncoder(PromptEncoder):
+    """mean of silu(W x / rms(x) + b), with W x / rms(x) and b of variance 1.
+
+    The scale of the embeddings, which training changes, does not matter.
+    """
+
+    def __init__(self, d_model: int, channels: int) -> None:
+        super().__init__(channels)
+        self.register_buffer("weight", torch.randn(channels, d_model) / d_model**0.5)
+        self.register_buffer("bias", torch.randn(channels))
+
+    @staticmethod
+    def parameters_of(d_model: int, channels: int) -> int:
+        return channels
+
+    def features(self, hidden: Hidden) -> Float[Tensor, "B L C"]:
+        normed = nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-12)
+        return nn.functional.silu(nn.functional.linear(normed, self.weight, self.bias))
+
+    def mapped(self, features: Float[Tensor, "*n C"]) -> Float[Tensor, "*n C"]:
+        return features
+
+
+ENCODERS: dict[str, type[PromptEncoder]] = {"mlp": TrainedEncoder, "frozen": FrozenEncoder}
 
 
 class Dimba(Trunk):
@@ -84,7 +146,7 @@ class Dimba(Trunk):
 
     def __init__(self, config: DimbaConfig, d_model: int) -> None:
         super().__init__(config, d_model)
-        self.prompt_encoder = PromptEncoder(d_model, config.conditioning.channels)
+        self.prompt_encoder = ENCODERS[config.prompt_encoder](d_model, config.conditioning.channels)
 
     def prompt(self, hidden: Hidden, noisy: Noisy) -> Float[Tensor, "B C"] | Float[Tensor, "B L C"]:
         if noisy.answer is not None:

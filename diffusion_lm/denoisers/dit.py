@@ -9,12 +9,10 @@ Theirs drops out a tenth of each branch in training; this one has no dropout.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from diffusion_lm.conditioning.base import ConditioningConfig, Modulation
-from diffusion_lm.config import name_of, part
+from diffusion_lm.config import choice, name_of, part
 from diffusion_lm.denoisers.base import DenoiserConfig
-from diffusion_lm.layers.mlp import mlp_width
+from diffusion_lm.layers.norm import NORMS
 from diffusion_lm.layers.trunk import Trunk
 from diffusion_lm.mixers.base import Context, MixerConfig
 from diffusion_lm.noisy import Noisy
@@ -27,6 +25,10 @@ SHIFT_SCALE_GATE = 3
 class DitConfig(DenoiserConfig):
     conditioning: ConditioningConfig = part("conditioning", "adaln_sigma")
     """How the noise level reaches the blocks: adaln_sigma in the papers; adaln works too."""
+    mlp_bias: bool = True
+    """Biases in the MLPs."""
+    norm: str = choice("layer", "rms")
+    """Norm before every branch and before the head: LayerNorm without a shift, or RMSNorm."""
     mixer: MixerConfig = part("mixers", "attention")
     """The mixer of every block."""
 
@@ -43,42 +45,18 @@ class DitConfig(DenoiserConfig):
         return [self.mixer] * self.n_layers
 
     def parameters(self, d_model: int) -> int:
-        width = mlp_width(d_model, self.mlp_expansion)
-        biases = self.n_layers * (width + d_model) if width else 0
         last = d_model + 2 * d_model * (self.conditioning.channels + 1)
-        return DenoiserConfig.parameters(self, d_model) + biases + last
-
-
-def layer_norm(d_model: int) -> nn.LayerNorm:
-    """LayerNorm with a scale and no shift."""
-    return nn.LayerNorm(d_model, eps=1e-5, bias=False)
-
-
-class BiasedMLP(nn.Module):
-    """down(gelu(up(x))), with biases."""
-
-    def __init__(self, d_model: int, width: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(d_model, width)
-        self.down = nn.Linear(width, d_model)
-
-    def forward(self, x: Hidden) -> Hidden:
-        return self.down(nn.functional.gelu(self.up(x), approximate="tanh"))
+        return DenoiserConfig.parameters(self, d_model) + last
 
 
 class Dit(Trunk):
-    """The shared trunk with other norms and MLPs, and a last norm of its own."""
+    """The shared trunk with a last norm of its own."""
 
     normalises = True
 
     def __init__(self, config: DitConfig, d_model: int) -> None:
         super().__init__(config, d_model)
-        for block in self.stack.blocks:
-            block.mixer.norm = layer_norm(d_model)
-            if block.mlp is not None:
-                block.mlp.norm = layer_norm(d_model)
-                block.mlp.inner = BiasedMLP(d_model, mlp_width(d_model, config.mlp_expansion))
-        self.norm = layer_norm(d_model)
+        self.norm = NORMS[config.norm](d_model)
         self.modulation = Modulation(config.conditioning.channels, d_model, 2)
 
     def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:

@@ -1,4 +1,7 @@
-"""Root-mean-square norms, computed in float32 or better."""
+"""Norms over the channels. The gated one is computed in float32 or better; the others in their input's precision, which
+on the residual stream is that."""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -24,3 +27,12 @@ class GatedRMSNorm(nn.Module):
 def rms_norm(channels: int, *, affine: bool = True) -> nn.RMSNorm:
     """RMSNorm with the project's epsilon (Zhang and Sennrich, arXiv 1910.07467)."""
     return nn.RMSNorm(channels, eps=1e-5, elementwise_affine=affine)
+
+
+def layer_norm(channels: int) -> nn.LayerNorm:
+    """LayerNorm with a scale and no shift, as MDLM's (Ba et al., arXiv 1607.06450, equation 4)."""
+    return nn.LayerNorm(channels, eps=1e-5, bias=False)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"rms": rms_norm, "layer": layer_norm}
+"""Norms of the residual stream; each has one weight per channel."""

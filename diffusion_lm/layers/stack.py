@@ -1,36 +1,46 @@
-"""Residual blocks: norm, modulation, mixer; norm, modulation, MLP. The residual stream stays in the input's dtype."""
+"""Residual blocks: norm, modulation, mixer; norm, modulation, MLP.
+
+The residual stream stays in the input's dtype, float32 under autocast: branches are added to it, and only the
+normalised copy that a branch starts from is in the precision of its products.
+"""
+
+from typing import Any
 
 from torch import nn
 
 from diffusion_lm.conditioning.base import Conditioning, Signal
 from diffusion_lm.config import build
-from diffusion_lm.layers.mlp import MLP, mlp_width
-from diffusion_lm.layers.norm import rms_norm
+from diffusion_lm.layers.mlp import MLPS
+from diffusion_lm.layers.norm import NORMS
 from diffusion_lm.mixers.base import Context, MixerConfig
+from diffusion_lm.precision import narrow
 from diffusion_lm.shapes import Hidden
 
 
 class Residual(nn.Module):
     """x + modulated(inner(norm(x)))."""
 
-    def __init__(self, inner: nn.Module, d_model: int, conditioning: Conditioning) -> None:
+    def __init__(self, inner: nn.Module, norm: nn.Module, conditioning: Conditioning) -> None:
         super().__init__()
-        self.norm = rms_norm(d_model)
+        self.norm = norm
         self.inner = inner
         self.branch = conditioning.branch()
 
     def forward(self, x: Hidden, signal: Signal | None, *context: Context) -> Hidden:
-        return x + self.branch(lambda hidden: self.inner(hidden, *context), self.norm(x), signal)
+        return x + self.branch(lambda hidden: self.inner(hidden, *context), narrow(self.norm(x)), signal)
 
 
 class Block(nn.Module):
-    """A mixer branch and, where the width is not 0, an MLP branch."""
+    """A mixer branch and, where the width is not 0, an MLP branch. `config` is the denoiser's."""
 
-    def __init__(self, mixer: MixerConfig, d_model: int, mlp_expansion: float, conditioning: Conditioning) -> None:
+    def __init__(self, mixer: MixerConfig, config: Any, d_model: int, conditioning: Conditioning) -> None:
         super().__init__()
-        width = mlp_width(d_model, mlp_expansion)
-        self.mixer = Residual(build(mixer, d_model), d_model, conditioning)
-        self.mlp = Residual(MLP(d_model, width), d_model, conditioning) if width else None
+        norm, width = NORMS[config.norm], config.width(d_model)
+        self.mixer = Residual(build(mixer, d_model), norm(d_model), conditioning)
+        self.mlp = None
+        if width:
+            mlp = MLPS[config.mlp](d_model, width, config.mlp_bias)
+            self.mlp = Residual(mlp, norm(d_model), conditioning)
 
     def forward(self, x: Hidden, signal: Signal | None, context: Context) -> Hidden:
         x = self.mixer(x, signal, context)
@@ -40,13 +50,13 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks one after the other, all driven by one signal."""
 
-    def __init__(
-        self, mixers: list[MixerConfig], d_model: int, mlp_expansion: float, conditioning: Conditioning
-    ) -> None:
+    def __init__(self, config: Any, d_model: int, conditioning: Conditioning) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(mixer, d_model, mlp_expansion, conditioning) for mixer in mixers)
+        self.blocks = nn.ModuleList(Block(mixer, config, d_model, conditioning) for mixer in config.mixers())
 
     def forward(self, x: Hidden, signal: Signal | None, context: Context) -> Hidden:
+        for block in self.blocks:
+            context = block.mixer.inner.prepare(x, context)
         for block in self.blocks:
             x = block(x, signal, context)
         return x
