@@ -34,22 +34,22 @@ class Pattern:
         """A pattern over the segments of a batch, of which only neighbouring ones need to differ."""
         return cls(causal, block_size, None if segment is None else documents(segment))
 
-    def sees(self, i: Tensor, j: Tensor, start: Tensor | int = 0) -> Tensor:
-        """Whether i sees j in one document that begins at `start`."""
+    def rank(self, length: int, device: torch.device) -> Int[Tensor, "b L"]:
+        """A number per position: i sees j of its own document where rank_j <= rank_i. b is 1 where rows are alike."""
+        place = torch.arange(length, device=device).unsqueeze(0)
         if not self.causal:
-            return torch.ones_like(i - j, dtype=torch.bool)
+            return torch.zeros_like(place)
         if not self.block_size:
-            return j <= i
-        return (j - start) // self.block_size <= (i - start) // self.block_size
+            return place
+        return (place - (0 if self.document is None else starts(self.document))) // self.block_size
 
     def mask(self, length: int, device: torch.device) -> Bool[Tensor, "b 1 L L"]:
-        """True where the row's position sees the column's; b is 1 where all rows are alike."""
-        place = torch.arange(length, device=device)
-        if self.document is None:
-            return self.sees(place[:, None], place)[None, None]
-        same = self.document.unsqueeze(2) == self.document.unsqueeze(1)
-        seen = self.sees(place[:, None], place, starts(self.document).unsqueeze(2))
-        return (same & seen).unsqueeze(1)
+        """True where the row's position sees the column's."""
+        rank = self.rank(length, device)
+        seen = rank.unsqueeze(1) <= rank.unsqueeze(2)
+        if self.document is not None:
+            seen = seen & (self.document.unsqueeze(2) == self.document.unsqueeze(1))
+        return seen.unsqueeze(1)
 
 
 def documents(segment: Segment) -> Int[Tensor, "B L"]:

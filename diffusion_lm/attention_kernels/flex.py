@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from diffusion_lm.attention_kernels.base import AttentionKernel, Pattern, starts
+from diffusion_lm.attention_kernels.base import AttentionKernel, Pattern
 from diffusion_lm.shapes import Float, Tensor
 
 
@@ -37,16 +37,12 @@ class Flex(AttentionKernel):
         document = pattern.document
         if document is None and not pattern.causal:
             return None
+        rank, size = pattern.rank(length, device), (None, length, length, device)
         if document is None:
-            return create_block_mask(lambda b, h, i, j: pattern.sees(i, j), None, None, length, length, device)
-        start = starts(document)
+            return create_block_mask(lambda b, h, i, j: rank[0, j] <= rank[0, i], None, *size)
+        rank = rank.expand_as(document)
         return create_block_mask(
-            lambda b, h, i, j: (document[b, i] == document[b, j]) & pattern.sees(i, j, start[b, i]),
-            len(document),
-            None,
-            length,
-            length,
-            device,
+            lambda b, h, i, j: (document[b, i] == document[b, j]) & (rank[b, j] <= rank[b, i]), len(document), *size
         )
 
     def attend(
