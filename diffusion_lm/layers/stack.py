@@ -10,6 +10,7 @@ from torch import nn
 
 from diffusion_lm.conditioning.base import Conditioning, Signal
 from diffusion_lm.config import build
+from diffusion_lm.layers.execution import Execution
 from diffusion_lm.layers.mlp import MLPS
 from diffusion_lm.layers.norm import NORMS
 from diffusion_lm.mixers.base import Context, MixerConfig
@@ -50,6 +51,9 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks one after the other, all driven by one signal."""
 
+    execution = Execution()
+    """How they are run; training sets it (`training/blocks.py`)."""
+
     def __init__(self, config: Any, d_model: int, conditioning: Conditioning) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(mixer, config, d_model, conditioning) for mixer in config.mixers())
@@ -58,5 +62,5 @@ class Stack(nn.Module):
         for block in self.blocks:
             context = block.mixer.inner.prepare(x, context)
         for block in self.blocks:
-            x = block(x, signal, context)
+            x = self.execution(block, x, signal, context)
         return x

@@ -18,7 +18,17 @@ from diffusion_lm.errors import UserError
 from diffusion_lm.experiment import ExperimentConfig, load, save, to_dict
 from diffusion_lm.files import write_json
 
+MAY_CHANGE = (
+    "devices", "num_nodes", "strategy", "compile", "compile_backend", "checkpoint_activations",
+)  # fmt: skip
+"""Keys of `training` that say how a run is computed and not what: it goes on with other values of them."""
 FINISHED, PRUNED, INTERRUPTED = "finished", "pruned", "interrupted"
+
+
+def changes(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """Lines ``key: old -> new`` for what makes another run of it."""
+    free = {f"training.{name}" for name in MAY_CHANGE}
+    return [line for line in differences(to_dict(old), to_dict(new)) if line.partition(":")[0] not in free]
 
 
 class Run:
@@ -40,7 +50,7 @@ class Run:
         """Refuse a study's folder, and to go on here with another config than the saved one."""
         if (self.folder / "study.yaml").exists():
             raise UserError(f"{self.folder} is the folder of a study; give the run another with run=DIR")
-        changed = differences(to_dict(saved), to_dict(config)) if saved else []
+        changed = changes(saved, config) if saved else []
         if changed:
             raise UserError(
                 f"{self.folder} was started with another config ({'; '.join(changed)}); give run=NEW for another "

@@ -11,17 +11,18 @@ from typing import Any
 import lightning
 import torch
 
-from diffusion_lm.config import differences, from_tree
+from diffusion_lm.config import from_tree
 from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps, open_split
 from diffusion_lm.data.info import DatasetInfo, data_facts
 from diffusion_lm.data.manifest import SPLITS
 from diffusion_lm.errors import RunError, UserError
-from diffusion_lm.experiment import ExperimentConfig, to_dict, with_kernels
+from diffusion_lm.experiment import ExperimentConfig, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
+from diffusion_lm.training.blocks import check_compiler, prepare_blocks
 from diffusion_lm.training.callbacks import Checkpoints, Stopped
 from diffusion_lm.training.hparams import flat_hparams
 from diffusion_lm.training.result import finish, summary
-from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run
+from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run, changes
 from diffusion_lm.training.signals import StopSignal
 from diffusion_lm.training.trainer import make_trainer, quiet
 
@@ -72,6 +73,7 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
         )
     accumulation_steps(training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes)
     run.check(saved, config)
+    check_compiler(training)
     for split in SPLITS:
         open_split(config.data, split)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -111,6 +113,7 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
     data = TokenDataModule(
         config.data, seed=config.seed, global_batch=training.batch_size, micro_batch=training.rows_per_pass()
     )
+    prepare_blocks(module.model, training)
     checkpoints = Checkpoints(run, training.checkpoint_every, training.val_every, stop)
     trainer = make_trainer(config, run, checkpoints, resumed_at)
     print(
@@ -142,7 +145,7 @@ def read_checkpoint(run: Run, config: ExperimentConfig) -> dict[str, Any]:
             "from step 0, or put the right file back"
         ) from None
     # through the config classes: keys that came after the checkpoint was written have their defaults
-    changed = differences(to_dict(from_tree(ExperimentConfig, experiment)), to_dict(config))
+    changed = changes(from_tree(ExperimentConfig, experiment), config)
     if changed:
         raise UserError(
             f"{run.checkpoint}: belongs to another config than {run.config_file} ({'; '.join(changed)}); put the "

@@ -20,6 +20,7 @@ from diffusion_lm.training.averaging import Average
 from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Scalars, Throughput
 from diffusion_lm.training.events import Events
 from diffusion_lm.training.run import Run
+from diffusion_lm.training.strategy import make_strategy
 
 PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 
@@ -67,14 +68,13 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
     accumulate = accumulation_steps(
         training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes
     )
-    average = [Average(training.ema_decay)] if training.ema_decay else []
+    average = [Average(training.ema_decay, training.ema_decays)] if training.ema_decay else []
     interactive = sys.stderr.isatty()
     return lightning.Trainer(
         accelerator="gpu" if training.accelerator == "cuda" else "cpu",
         devices=training.devices,
         num_nodes=training.num_nodes,
-        # a step without prompts leaves out the parameters that only prompts use
-        strategy="ddp_find_unused_parameters_true" if training.devices * training.num_nodes > 1 else "auto",
+        strategy=make_strategy(training),
         precision=PRECISION[training.precision],
         max_steps=training.steps,
         max_epochs=-1,

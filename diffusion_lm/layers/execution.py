@@ -1,0 +1,50 @@
+"""How the blocks of a trunk are run: as they are, compiled, or with activations computed again in the backward pass.
+
+Blocks are compiled one by one (`Module.compile`, in place: no parameter changes its name). Blocks of one kind share
+their code, so that the time to compile does not grow with depth. In training the shapes are fixed and the code is made
+for them. Without gradients the number of rows varies (validation's last batch, samples, rows that are shown an estimate
+of the model's own): there it is declared dynamic before the first of them is seen, and one piece of code serves all.
+
+Recomputation (Chen et al., arXiv 1604.06174) keeps a block's inputs alone. Nothing in a block is random, so no state of
+a generator has to be kept with them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffusion_lm.shapes import Hidden
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Calls a block."""
+
+    compiled: bool = False
+    """The blocks are compiled."""
+    recompute: bool = False
+    """A block's activations are not kept for the backward pass."""
+
+    def __call__(self, block: nn.Module, x: Hidden, *rest: Any) -> Hidden:
+        if not torch.is_grad_enabled():
+            if self.compiled:
+                for tensor in _tensors(x, *rest):
+                    if tensor.dim() and len(tensor) == len(x):
+                        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            return block(x, *rest)
+        if self.recompute:
+            return checkpoint(block, x, *rest, use_reentrant=False, preserve_rng_state=False)
+        return block(x, *rest)
+
+
+def _tensors(*values: Any) -> Iterator[Tensor]:
+    """The tensors among the values and in their fields."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif is_dataclass(value):
+            yield from _tensors(*(getattr(value, f.name) for f in fields(value)))
