@@ -33,6 +33,9 @@ def rotary_table(length: int, head_dim: int, base: float, device: torch.device, 
 def rotate(x: Float[Tensor, "B L H P"], table: Table) -> Float[Tensor, "B L H P"]:
     """x turned, in its own precision."""
     cos, sin = (value.to(x.dtype).unsqueeze(1) for value in table)  # [L, 1, P/2]
+    if torch.compiler.is_compiling():  # which makes one pass of this, and cannot write to a part of a tensor
+        a, b = x.chunk(2, -1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
     return Rotate.apply(x, cos, sin)
 
 
