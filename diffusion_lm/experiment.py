@@ -20,6 +20,8 @@ from diffusion_lm.training.config import EvaluationConfig, TrainingConfig
 
 EXPERIMENTS = Path("experiments")
 ROOT = Path(__file__).resolve().parent.parent
+EXPORTED = "experiment.yaml"
+"""The experiment of a folder of weights."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,11 +87,17 @@ def _check_pairings(config: ExperimentConfig) -> None:
             f"prompt.leak: got true for denoiser '{name_of(config.denoiser)}' and objective "
             f"'{name_of(config.objective)}'; expected a prompt encoder (dimba) and a Gaussian objective, or false"
         )
+    if config.data.isolate_documents and config.denoiser.conditioning.positions:
+        raise ValueError(
+            f"data.isolate_documents: got true with conditioning '{name_of(config.denoiser.conditioning)}', whose "
+            "position in the sequence belongs to no document; expected adaln, film, additive or none"
+        )
     if objective.causal and not config.denoiser.is_causal():
         raise ValueError(
             f"objective '{name_of(config.objective)}' needs a causal denoiser, and '{name_of(config.denoiser)}' sees "
             "later positions; set denoiser.mixer.causal=true (transformer) or denoiser.mixer=mamba2 (mamba)"
         )
+    config.model.check_readout(objective.readout)
     if config.model.self_conditioning and part_class(config.process).discrete:
         raise ValueError(
             f"model.self_conditioning: got {config.model.self_conditioning} with process '{process}', whose states "
@@ -132,9 +140,10 @@ def with_overrides(config: ExperimentConfig, overrides: Sequence[str]) -> Experi
 
 
 def find(source: str | Path) -> Path:
-    """The file of an experiment given by path, or by name under experiments/ here or in the project."""
+    """The file of an experiment given by path, by a folder of weights, or by name under experiments/ here or in the
+    project."""
     given = Path(source)
-    places = [given, *(root / EXPERIMENTS / f"{source}.yaml" for root in (Path(), ROOT))]
+    places = [given, given / EXPORTED, *(root / EXPERIMENTS / f"{source}.yaml" for root in (Path(), ROOT))]
     for place in places:
         if place.is_file():
             return place

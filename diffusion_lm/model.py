@@ -14,7 +14,7 @@ from torch import nn
 
 from diffusion_lm.config import build, part_class
 from diffusion_lm.denoisers.base import Denoiser
-from diffusion_lm.layers.norm import rms_norm
+from diffusion_lm.layers.norm import NORMS
 from diffusion_lm.layers.row_cross_entropy import row_cross_entropy
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.precision import wide
@@ -40,6 +40,8 @@ class ModelConfig:
     samplers always show it one (`self_conditioning`)."""
     pad_vocabulary_to: int = 8
     """Logits are padded to a multiple of this; the padding has probability 0."""
+    tie_head: bool = False
+    """The head's matrix is the token table: logits = h E^T + bias. Gaussian: (W h) E^T + bias, from vectors of D."""
 
     def __post_init__(self) -> None:
         for name in ("d_model", "embedding_dim", "pad_vocabulary_to"):
@@ -49,6 +51,14 @@ class ModelConfig:
             raise ValueError(
                 f"self_conditioning: got {self.self_conditioning}, expected 0 or more and less than 1: the rows that "
                 "see no estimate train the network to make the first one"
+            )
+
+    def check_readout(self, readout: str) -> None:
+        """Refuse a tied head where there is no output per token to tie."""
+        if self.tie_head and not READOUTS[readout].over_tokens:
+            raise ValueError(
+                f"model.tie_head: got true with readout '{readout}', whose last layer is x_0_hat and has no output per "
+                "token; expected false, or an objective over tokens (objective=gaussian)"
             )
 
 
@@ -62,18 +72,23 @@ class TokenLookup(nn.Module):
 
     def __init__(self, config: ModelConfig, process: Process) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(process.symbols, config.d_model) * 0.02)
+        self.symbols = process.symbols
+        rows = padded(process.symbols, config.pad_vocabulary_to) if config.tie_head else process.symbols
+        self.weight = nn.Parameter(torch.randn(rows, config.d_model) * 0.02)
         self.begin = process.mask_id if process.shifted else None
 
     def table(self) -> Float[Tensor, "V D"]:
         """The vectors."""
-        return self.weight
+        return self.weight[: self.symbols]
 
     def forward(self, noisy: Noisy, bias: Float[Tensor, "V"]) -> tuple[Hidden, None]:
         """The trunk's input and no evidence."""
         ids = noisy.x
         if self.begin is not None:
             ids = nn.functional.pad(ids[:, :-1], (1, 0), value=self.begin)
+            if noisy.segment is not None:  # the last token of the document before says nothing about this one
+                first = nn.functional.pad(noisy.segment[:, 1:] != noisy.segment[:, :-1], (1, 0), value=True)
+                ids = ids.masked_fill(first, self.begin)
         return nn.functional.embedding(ids, self.weight), None
 
 
@@ -110,6 +125,22 @@ class TokenVectors(nn.Module):
         return hidden + estimate @ self.own_estimate, evidence
 
 
+class Head(nn.Module):
+    """The last layer's kernel and bias, zero at the start.
+
+    Outputs are logits or x_0_hat, or, for the tied head of a Gaussian state, a vector that is compared with the token
+    table. The tied kernel of a discrete state is the token table itself.
+    """
+
+    def __init__(self, config: ModelConfig, process: Process, readout: str) -> None:
+        super().__init__()
+        outputs = head_outputs(config, process, readout)
+        self.to_vectors = config.tie_head and not process.discrete
+        rows = config.embedding_dim if self.to_vectors else outputs
+        self.weight = nn.Parameter(torch.zeros(rows, config.d_model))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+
 class DenoisingModel(nn.Module):
     """What objectives and samplers see: `Noisy` in, a readout's prediction out."""
 
@@ -118,6 +149,7 @@ class DenoisingModel(nn.Module):
 
     def __init__(self, config: ModelConfig, denoiser: Any, process: Process, readout: str = "posterior") -> None:
         super().__init__()
+        config.check_readout(readout)
         self.readout = READOUTS[readout]
         self.config = config
         self.self_conditioning = config.self_conditioning
@@ -126,10 +158,10 @@ class DenoisingModel(nn.Module):
         self.embed = (TokenLookup if process.discrete else TokenVectors)(config, process)
         self.given = nn.Parameter(torch.zeros(config.d_model))
         self.denoiser: Denoiser = build(denoiser, config.d_model)
-        self.norm = nn.Identity() if self.denoiser.normalises else rms_norm(config.d_model)
-        self.head = nn.Linear(config.d_model, head_outputs(config, process, readout))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.norm = nn.Identity() if self.denoiser.normalises else NORMS[denoiser.norm](config.d_model)
+        self.head = Head(config, process, readout)
+        if config.tie_head and process.discrete:
+            self.head.weight = self.embed.weight
 
     def table(self) -> Float[Tensor, "V D"]:
         """The token embeddings, handed to the process."""
@@ -185,7 +217,12 @@ class DenoisingModel(nn.Module):
         precision = self._head_precision(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             kernel, bias = self.head.weight.to(precision), self.head.bias.to(precision)
-            logits = nn.functional.linear(hidden.to(precision), kernel, bias)
+            hidden = hidden.to(precision)
+            if self.head.to_vectors:
+                table = self.table().to(precision)
+                hidden = nn.functional.linear(hidden, kernel)
+                kernel = nn.functional.pad(table, (0, 0, 0, len(bias) - len(table)))
+            logits = nn.functional.linear(hidden, kernel, bias)
         return logits.to(torch.promote_types(precision, torch.float32))
 
     def _head_precision(self, hidden: Float[Tensor, "*n D"]) -> torch.dtype:
@@ -199,9 +236,8 @@ class DenoisingModel(nn.Module):
         head), non_embedding."""
         learned = {id(p) for p in self.process.parameters()}
         total = sum(p.numel() for p in self.parameters() if id(p) not in learned)
-        outside = sum(
-            p.numel() for part in (self.embed, self.head) for p in part.parameters() if id(p) not in learned
-        )
+        sides = {id(p): p for part in (self.embed, self.head) for p in part.parameters() if id(p) not in learned}
+        outside = sum(p.numel() for p in sides.values())
         return {"total": total, "embedding": outside, "non_embedding": total - outside}
 
 
@@ -216,9 +252,10 @@ def head_outputs(config: ModelConfig, process: Process, readout: str) -> int:
 
 def embedding_parameters(config: ModelConfig, process: Process, readout: str = "posterior") -> int:
     """Parameters of the token table, its projection and the head, as `DenoisingModel.count` finds them."""
-    head = (config.d_model + 1) * head_outputs(config, process, readout)
+    outputs = head_outputs(config, process, readout)
     if process.discrete:
-        return head + process.symbols * config.d_model
+        return outputs + (outputs + (0 if config.tie_head else process.symbols)) * config.d_model
+    head = outputs + (config.embedding_dim if config.tie_head else outputs) * config.d_model
     return head + process.symbols * config.embedding_dim + (_state_width(config) + 1) * config.d_model
 
 
@@ -233,7 +270,9 @@ def model_flops_per_token(
     config: ModelConfig, denoiser: Any, process: Process, length: int, readout: str = "posterior"
 ) -> float:
     """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two)."""
-    head = 2 * config.d_model * head_outputs(config, process, readout)
+    outputs = head_outputs(config, process, readout)
+    vectors = config.embedding_dim if config.tie_head and not process.discrete else 0
+    head = 2 * (vectors * (config.d_model + outputs) if vectors else config.d_model * outputs)
     flops = denoiser.flops_per_token(config.d_model, length) + head
     if process.discrete:
         return flops

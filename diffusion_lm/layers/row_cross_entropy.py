@@ -27,7 +27,7 @@ AT_ONCE = 1 << 24
 
 def row_cross_entropy(
     hidden: Float[Tensor, "R D"],
-    head: nn.Linear,
+    head: nn.Module,
     tokens: Int[Tensor, "R"],
     weight: Float[Tensor, "R"],
     vocabulary: int,

@@ -42,6 +42,8 @@ def configs() -> list[ModelConfig]:
         ModelConfig(d_model=64, embedding_dim=6, output_prior=False),
         ModelConfig(d_model=64, local_estimate=False),
         ModelConfig(d_model=64, self_conditioning=0.25),
+        ModelConfig(d_model=64, embedding_dim=4, tie_head=True),
+        ModelConfig(d_model=64, embedding_dim=6, tie_head=True, pad_vocabulary_to=1),
     ]
 
 
