@@ -1,13 +1,20 @@
-"""The command line: python -m diffusion_lm train | evaluate | generate | describe | benchmark."""
+"""The command line: python -m diffusion_lm train | evaluate | generate | describe | convert | benchmark."""
 
 import argparse
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from diffusion_lm.errors import Parser, run_command
 
 EMA = "which averaged weights: one of training.ema_decays, or 0 for the live ones (training.ema_decay by default)"
+
+FORMATS = sorted(p.stem for p in (Path(__file__).parent / "weights" / "formats").glob("[a-z]*.py") if p.stem != "base")
+FOREIGN = (
+    "what a foreign file does not say: data.tokenizer=, data.path= (shards to evaluate on), data.length=, "
+    "denoiser.conditioning.time_conditioning="
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +69,32 @@ def parser() -> argparse.ArgumentParser:
     )
     describe.add_argument("experiment")
     describe.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    describe.add_argument(
+        "--match", metavar="SIZE", help="size the denoiser: 240M, 0.5B, ... parameters without embeddings and head"
+    )
+    describe.add_argument(
+        "--match-by",
+        choices=("parameters", "flops"),
+        default="parameters",
+        help="what arms have in common; flops: those of the first arm, which has the size",
+    )
+    describe.add_argument("--arms", metavar="NAME,...", help="denoisers to size side by side (the experiment's own)")
+    describe.add_argument("--d-model", type=int, default=0, help="of all arms, instead of the rule's")
+
+    convert = commands.add_parser(
+        "convert",
+        help="weights of a run, or that others trained, as a folder of safetensors",
+        description="Write the weights in SOURCE as a folder with model.safetensors, the experiment, the facts and a "
+        "model card. evaluate, generate and describe take that folder where they take a run.",
+    )
+    convert.add_argument("format", metavar="FORMAT", help=f"what SOURCE is: {' | '.join(FORMATS)}")
+    convert.add_argument("source", metavar="SOURCE", help="a run folder, a checkpoint, or a Hugging Face folder")
+    convert.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=FOREIGN)
+    convert.add_argument("--out", required=True, metavar="FOLDER", help="the new folder")
+    convert.add_argument("--ema", type=float, metavar="DECAY", help="which averaged weights; 0 for the live ones")
+    convert.add_argument(
+        "--vocabulary", type=int, metavar="IDS", help="ids of the tokenizer, where this project does not have it"
+    )
 
     benchmark = commands.add_parser("benchmark", help="speed and memory of a part, its variants side by side")
     things = benchmark.add_subparsers(dest="thing", required=True, metavar="THING")
@@ -71,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     head.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
     head.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
 
-    for command in (train, evaluate, generate, describe, head):
+    for command in (train, evaluate, generate, describe, convert, head):
         command.add_argument("--json", action="store_true", help="print one JSON object for programs")
     return root
 

@@ -18,6 +18,7 @@ class TokenDataConfig:
     tokenizer: str = "bytes"  # the shards' own
     num_workers: int = 0  # reading processes per device; the order of the data does not depend on it
     val_sequences: int = 256  # validation sequences used at most, spread evenly over the split; 0 = all
+    isolate_documents: bool = False  # positions of different documents in a window do not see each other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +76,20 @@ class DatasetInfo:
         return cls._parse(path)
 
     @classmethod
+    def of(cls, path: Path, facts: dict) -> "DatasetInfo":
+        """From the plain values of `dataset.json`, wherever they were kept."""
+        splits = {split: SplitInfo(**counts) for split, counts in facts["splits"].items()}
+        rest = {f.name: facts[f.name] for f in fields(cls) if f.name not in ("path", "splits")}
+        return cls(path=path, splits=splits, **rest)
+
+    @classmethod
     def _parse(cls, path: Path) -> "DatasetInfo":
         file = path / DATASET_FILE
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
             if facts["version"] != VERSION:
                 raise UserError(f"{file}: version {facts['version']}, expected {VERSION}; make the shards again")
-            facts["splits"] = {split: SplitInfo(**counts) for split, counts in facts["splits"].items()}
-            return cls(path=path, **{f.name: facts[f.name] for f in fields(cls) if f.name != "path"})
+            return cls.of(path, facts)
         except UserError:
             raise
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

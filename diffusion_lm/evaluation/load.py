@@ -14,6 +14,7 @@ from diffusion_lm.objectives.base import Objective
 from diffusion_lm.training.averaging import averaged
 from diffusion_lm.training.run import FINISHED, Run
 from diffusion_lm.training.train import read_checkpoint
+from diffusion_lm.weights.folder import Exported, filled, is_export, read_folder
 
 PRECISIONS = ("float32", "float64")
 
@@ -37,23 +38,37 @@ class LoadedRun:
 def load_run(folder: str | Path, precision: str = "float32", ema: float | None = None) -> LoadedRun:
     """The run in `folder`, with the weights averaged by decay `ema` (0: the live ones; None: the run's `ema_decay`).
 
+    A folder that `convert` made is taken like a run; it holds one set of weights.
     Raises `UserError` when there is none, when it has no checkpoint yet, or another run's, or no such average.
     """
     if precision not in PRECISIONS:
         raise unknown("precision: no choice", precision, PRECISIONS)
-    run = Run(folder)
-    config = _config_of(run)
-    checkpoint = read_checkpoint(run, config)
-    info = data_facts(config.data)
+    if is_export(folder):
+        found = read_folder(folder)
+        config, info, step = found.config, found.info(), found.facts["step"] or 0
+    else:
+        run = Run(folder)
+        config = _config_of(run)
+        checkpoint = read_checkpoint(run, config)
+        info, step = data_facts(config.data), checkpoint["global_step"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # fused scans compute in float32 at most; the one in PyTorch follows its input
     config.denoiser = with_kernels(config.denoiser, "cpu" if precision == "float64" else device.type, anew=True)
     module = DiffusionModule(config, info)
     ema = config.training.ema_decay if ema is None else ema
-    module.load_state_dict(averaged(checkpoint, config.training, ema))
+    if is_export(folder):
+        _check_average(found, ema)
+        filled(folder, module.model, found.state)
+    else:
+        module.load_state_dict(averaged(checkpoint, config.training, ema))
     module.eval().to(device, getattr(torch, precision))
-    step = checkpoint["global_step"]
     return LoadedRun(str(folder), config, info, module.model, module.objective, step, device, precision, ema)
+
+
+def _check_average(found: Exported, ema: float) -> None:
+    own = found.config.training.ema_decay
+    if ema != own:
+        raise UserError(f"{found.folder}: holds one set of weights, of decay {own:g}, got --ema {ema:g}; leave it out")
 
 
 def _config_of(run: Run) -> ExperimentConfig:
