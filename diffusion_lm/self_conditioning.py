@@ -34,4 +34,5 @@ def with_own_estimate(model: DenoisingModel, noisy: Noisy, training: Noise | Non
 
 
 def _rows(noisy: Noisy, rows: Bool[Tensor, "B"]) -> Noisy:
-    return Noisy(noisy.x[rows], noisy.noise_level[rows], None if noisy.given is None else noisy.given[rows])
+    given, segment = (None if value is None else value[rows] for value in (noisy.given, noisy.segment))
+    return Noisy(noisy.x[rows], noisy.noise_level[rows], given, segment=segment)

@@ -1,6 +1,7 @@
 """What the objectives of a Gaussian process share: states drawn at a log-SNR, and the one call of the network."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Readout
 from diffusion_lm.self_conditioning import with_own_estimate
-from diffusion_lm.shapes import Bool, Float, Given, Hidden, Rows, Tensor, Times
+from diffusion_lm.shapes import Bool, Float, Given, Hidden, Rows, Segment, Tensor, Times
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class GaussianObjective(Objective):
     default_schedule = "cosine"
     shows_answer = True
 
+    def depends_on(self) -> dict[str, Any]:
+        """The log-SNR at t = 0 and t = 1; a learned schedule's own."""
+        return {"log_snr_range": [float(end) for end in self.process.schedule.ends(torch.zeros(()))]}
+
     def _embedded(self, model: DenoisingModel, batch: Batch) -> Embedded:
         """A training batch with its embeddings and its prompts."""
         noise, table = self.training_noise.noise(batch), model.table()
@@ -57,6 +62,7 @@ class GaussianObjective(Objective):
         *,
         answer: Hidden | None = None,
         evaluation: bool = False,
+        segment: Segment | None = None,
     ) -> Readout:
         """What the network says of x_0 from a state drawn at that log-SNR.
 
@@ -65,7 +71,7 @@ class GaussianObjective(Objective):
         x_t = self.process.marginal_at(x_0, log_snr).sample(noise)
         if given is not None:
             x_t = torch.where(given.unsqueeze(-1), x_0, x_t)
-        noisy = Noisy(x_t, self.process.level_of(log_snr), given, answer=answer)
+        noisy = Noisy(x_t, self.process.level_of(log_snr), given, answer=answer, segment=segment)
         return model(with_own_estimate(model, noisy, None if evaluation else noise))
 
     def _recoverable(self, table: Float[Tensor, "V D"], log_snr: Times) -> Float[Tensor, ""]:

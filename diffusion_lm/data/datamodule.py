@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from diffusion_lm.data.dataset import ShardedTokens
 from diffusion_lm.data.info import TokenDataConfig, data_facts
 from diffusion_lm.data.order import TrainingOrder, spread_evenly
+from diffusion_lm.data.segments import document_ends, segments
 from diffusion_lm.errors import UserError
 
 Key = tuple[int, int]  # (position, index of the sequence in its split)
@@ -39,7 +40,8 @@ def open_split(config: TokenDataConfig, split: str) -> ShardedTokens:
 
 
 class TokenDataModule(lightning.LightningDataModule):
-    """Batches ``{"tokens": int64 [b, L], "position": int64 [b]}`` with b = `micro_batch`.
+    """Batches ``{"tokens": int64 [b, L], "position": int64 [b]}`` with b = `micro_batch`; where documents are isolated
+    also ``"segment": int64 [b, L]``, the document of each position, counted from 1.
 
     `global_batch` is the number of sequences per optimiser step over all devices. Optimiser step k uses the positions
     k * global_batch .. (k + 1) * global_batch - 1 of the training order; rank r of W takes the r-th W-th of them. In
@@ -55,6 +57,7 @@ class TokenDataModule(lightning.LightningDataModule):
             raise UserError(f"seed {seed} must be 0 or more")
         self.config = config
         self.info = data_facts(config)
+        self.ends = document_ends(config, self.info)
         self.seed = seed
         self.global_batch = global_batch
         self.micro_batch = micro_batch
@@ -108,7 +111,7 @@ class TokenDataModule(lightning.LightningDataModule):
 
     def _loader(self, split: str, batches) -> DataLoader:
         return DataLoader(
-            _Rows(open_split(self.config, split)),
+            _Rows(open_split(self.config, split), self.ends),
             batch_sampler=batches,
             collate_fn=_as_is,
             worker_init_fn=_leave_signals_to_the_trainer,
@@ -140,14 +143,16 @@ class _TrainBatches:
 
 
 class _Rows:
-    """A map-style dataset that is asked for whole batches."""
+    """A map-style dataset that is asked for whole batches; `ends` is the id that ends a document to be isolated."""
 
-    def __init__(self, tokens: ShardedTokens):
+    def __init__(self, tokens: ShardedTokens, ends: int | None):
         self._tokens = tokens
+        self._ends = ends
 
     def __getitems__(self, keys: list[Key]) -> dict[str, torch.Tensor]:
         rows = np.stack([self._tokens[index] for _, index in keys])
-        return {"tokens": torch.from_numpy(rows), "position": torch.tensor([position for position, _ in keys])}
+        batch = {"tokens": torch.from_numpy(rows), "position": torch.tensor([position for position, _ in keys])}
+        return batch if self._ends is None else batch | {"segment": torch.from_numpy(segments(rows, self._ends))}
 
 
 def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -50,7 +50,7 @@ class DiscreteObjective(Objective):
         if given is not None:
             x_t = x_t.where(~given, batch.tokens)
         scored = self.scored(x_t) if given is None else self.scored(x_t) & ~given
-        return Corrupted(batch.tokens, x_t, t, weight, given, scored_rows(scored))
+        return Corrupted(batch.tokens, x_t, t, weight, given, scored_rows(scored), batch.segment)
 
     def training_time(self, u: Times) -> Times:
         """The time that is trained on, for a draw in [0, 1)."""
@@ -63,7 +63,7 @@ class DiscreteObjective(Objective):
 
     def predict(self, model: DenoisingModel, drawn: Corrupted) -> Readout:
         """The model's prediction at a training draw."""
-        return model(Noisy(drawn.x_t, self.process.noise_level(drawn.t), drawn.given))
+        return model(Noisy(drawn.x_t, self.process.noise_level(drawn.t), drawn.given, segment=drawn.segment))
 
 
 def check_t_min(t_min: float) -> None:
@@ -119,7 +119,7 @@ def bound_on_levels(
     for k in range(draws):
         t = process.time_of(levels[:, k : k + 1])
         drawn = draw_states(process, batch.tokens, t, noise.at(k))
-        prediction = model(Noisy(drawn.x_t, levels[:, k : k + 1]))
+        prediction = model(Noisy(drawn.x_t, levels[:, k : k + 1], segment=batch.segment))
         nll.append(drawn.weight * integrand(prediction, drawn).sum(1))
         entropy.append(own_entropy(process, prediction, drawn.x_t, t, batch.tokens).mean(1))
     total = end * torch.stack(nll, 1).mean(1)

@@ -115,9 +115,11 @@ def check_comparable(a: LoadedRun, b: LoadedRun, *, own_data: bool) -> None:
         ("tokenizers", "tokenizer", a.info.tokenizer_fingerprint, b.info.tokenizer_fingerprint),
         ("lengths", "length", a.info.length, b.info.length),
         ("corpora", "corpus", a.info.corpus_hash[:12], b.info.corpus_hash[:12]),
+        ("documents", "isolate_documents", a.config.data.isolate_documents, b.config.data.isolate_documents),
     ):
-        if of_a != of_b and (own_data or name != "corpus"):
-            todo = "give --data for a text that both are scored on" if name == "corpus" else "evaluate each by itself"
+        of_own = name in ("corpus", "isolate_documents")
+        if of_a != of_b and (own_data or not of_own):
+            todo = "give --data for a text that both are scored on" if of_own else "evaluate each by itself"
             raise UserError(
                 f"{a.folder} and {b.folder}: {what} differ ({of_a} and {of_b}), so that their sequences do not match; "
                 f"expected one {name}; {todo}"

@@ -13,6 +13,7 @@ from diffusion_lm.data.datamodule import open_split
 from diffusion_lm.data.info import DatasetInfo, TokenDataConfig, data_facts
 from diffusion_lm.data.manifest import DATASET_FILE
 from diffusion_lm.data.order import spread_evenly
+from diffusion_lm.data.segments import document_ends, segments
 from diffusion_lm.data.tokenizers.base import load_tokenizer
 from diffusion_lm.errors import UserError
 from diffusion_lm.evaluation.protocols.base import load_protocol
@@ -20,13 +21,15 @@ from diffusion_lm.evaluation.texts import place_of, read_text
 from diffusion_lm.noisy import Batch
 
 OWN, DEFAULT_PROTOCOL = "validation", "whole-corpus"
+ISOLATED = "documents do not see each other, and the model is told where they end: the bound is of text given its ends"
 
 
 @dataclass(frozen=True)
 class SequenceSet:
     """Some sequences of a set. places: which [n]; read: their tokens [k, L], by place.
 
-    facts: for the manifest. notes: what was left out or mended when a text was read.
+    facts: for the manifest. notes: what was left out or mended when a text was read, what the bound is conditional on.
+    ends: the id that ends a document, where documents do not see each other.
     """
 
     name: str
@@ -38,16 +41,21 @@ class SequenceSet:
     facts: dict[str, Any]
     read: Callable[[np.ndarray], np.ndarray]
     notes: tuple[str, ...] = ()
+    ends: int | None = None
 
     def batches(self, size: int) -> Iterator[Batch]:
         """In order, on the host."""
         for start in range(0, len(self.places), size):
             places = self.places[start : start + size]
-            yield Batch(torch.from_numpy(self.read(places)), torch.from_numpy(places))
+            tokens = self.read(places)
+            segment = None if self.ends is None else torch.from_numpy(segments(tokens, self.ends))
+            yield Batch(torch.from_numpy(tokens), torch.from_numpy(places), segment)
 
 
 def sequence_set(own: TokenDataConfig, data: str | None, protocol: str | None, sequences: int) -> SequenceSet:
     """What `--data` and `--protocol` name, for a model of `own` data: its own validation split without `--data`.
+
+    Documents are isolated in the own split alone, where training isolates them; other data is one stream of text.
 
     Raises `UserError` when there is none, or none that the model can read.
     """
@@ -67,12 +75,14 @@ def _of_shards(own: TokenDataConfig, place: Path | None, sequences: int) -> Sequ
     if place is not None:
         _check_shards(own, place)
     info, split = data_facts(config), open_split(config, "val")
+    ends = document_ends(config, info)
     limit = sequences or (own.val_sequences if place is None else 0) or len(split)
     counts = info.splits["val"]
     facts = {
         "data": {"name": info.name, "path": str(info.path), "hash": info.corpus_hash, "split": "val"},
         "tokenizer": {"name": info.tokenizer, "hash": info.tokenizer_fingerprint},
         "protocol": {"name": "shards", "boundary": info.packing, "chunk_length": info.length},
+        "documents_isolated": ends is not None,
         "sequences_in_set": len(split),
         "tokens_dropped": counts.dropped_tokens,
         "text_bytes_scored": None,
@@ -88,6 +98,8 @@ def _of_shards(own: TokenDataConfig, place: Path | None, sequences: int) -> Sequ
         bytes_per_token=info.bytes_per_token,
         facts=facts,
         read=lambda places: np.stack([split[int(place)] for place in places]),
+        notes=() if ends is None else (ISOLATED,),
+        ends=ends,
     )
 
 

@@ -48,7 +48,8 @@ class Autoregressive(Objective):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B L"]]:
         """The mean to minimise, and every token's loss without gradient. Never all logits at once."""
         tokens = batch.tokens
-        noisy = Noisy(tokens, torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device))
+        level = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)
+        noisy = Noisy(tokens, level, segment=batch.segment)
         weight = torch.ones(tokens.shape, device=tokens.device)
         rows = torch.arange(tokens.numel(), device=tokens.device)
         total, losses = model.weighted_cross_entropy(noisy, tokens, weight, rows)

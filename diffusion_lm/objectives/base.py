@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from diffusion_lm.config import build, config_class
+from diffusion_lm.config import build, config_class, name_of, to_tree
+from diffusion_lm.kind import CONTINUOUS, EXACT, NO_BOUND, Kind
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted
 from diffusion_lm.precision import wide
@@ -122,6 +123,21 @@ class Objective(nn.Module, ABC):
     def measures(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> dict[str, Rows]:
         """What is reported of every sequence instead of a bound, by name."""
         return {}
+
+    @classmethod
+    def over(cls, config: Any) -> str:
+        """What the reported number is over; with the process this is the number's kind."""
+        if not cls.reports_bound:
+            return NO_BOUND
+        return EXACT if cls.exact else CONTINUOUS
+
+    def depends_on(self) -> dict[str, Any]:
+        """What else decides the number, beside model and data: what the process has to set."""
+        return to_tree(self.process.config)
+
+    def kind(self) -> Kind:
+        """With what the reported number may be compared."""
+        return Kind(name_of(self.process.config), self.over(self.config), self.depends_on())
 
     @classmethod
     def trains_schedule(cls, config: Any) -> bool:

@@ -54,7 +54,7 @@ class CrossEntropy(DiscreteObjective):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B L"]]:
         """The weighted sum, and every position's cross-entropy without gradient."""
         if self.process.absorbing:
-            noisy = Noisy(drawn.x_t, self.process.noise_level(drawn.t), drawn.given)
+            noisy = Noisy(drawn.x_t, self.process.noise_level(drawn.t), drawn.given, segment=drawn.segment)
             return model.weighted_cross_entropy(noisy, drawn.tokens, weight, drawn.rows)
         losses = own_entropy(self.process, self.predict(model, drawn), drawn.x_t, drawn.t, drawn.tokens).float()
         return (weight * losses).sum(), losses.detach()

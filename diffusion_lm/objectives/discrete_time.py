@@ -8,11 +8,14 @@ the noise of t = 1 with what is left of alpha spread evenly over the vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from diffusion_lm.config import name_of, to_tree
 from diffusion_lm.discrete.divergence import prior_divergence, step_divergence
 from diffusion_lm.discrete.objective import DiscreteObjective, draw_states, mean_entropy, own_entropy, tokens_scored
+from diffusion_lm.kind import steps
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted, Noisy
 from diffusion_lm.objectives.base import Bound, Loss
@@ -34,6 +37,15 @@ class DiscreteTime(DiscreteObjective):
     """The bound in T steps, in training and in evaluation."""
 
     processes = ("masked", "uniform", "mask_uniform")
+
+    @classmethod
+    def over(cls, config: DiscreteTimeConfig) -> str:
+        return steps(config.num_steps)
+
+    def depends_on(self) -> dict[str, Any]:
+        schedule = self.process.schedule.config
+        made_by = {"num_steps": self.config.num_steps, "schedule": {"name": name_of(schedule), **to_tree(schedule)}}
+        return super().depends_on() | made_by
 
     def training_time(self, u: Times) -> Times:
         return self._step_end(u)
@@ -57,7 +69,7 @@ class DiscreteTime(DiscreteObjective):
         for k in range(draws):
             t = self._step_end(u[:, k : k + 1])
             drawn = draw_states(process, batch.tokens, t, noise.at(k))
-            prediction = model(Noisy(drawn.x_t, process.noise_level(t)))
+            prediction = model(Noisy(drawn.x_t, process.noise_level(t), segment=batch.segment))
             posterior = prediction.posterior(process, drawn.x_t, t)
             s = (t - 1 / self.config.num_steps).clamp(min=0.0)
             step = step_divergence(process, posterior, batch.tokens, drawn.x_t, t, s)
@@ -83,5 +95,5 @@ class DiscreteTime(DiscreteObjective):
         if float(self.process.alpha(start[:1])) == 1.0:
             return start.squeeze(1)
         drawn = draw_states(self.process, batch.tokens, start, noise)
-        prediction = model(Noisy(drawn.x_t, self.process.noise_level(start)))
+        prediction = model(Noisy(drawn.x_t, self.process.noise_level(start), segment=batch.segment))
         return drawn.weight * own_entropy(self.process, prediction, drawn.x_t, start, batch.tokens).sum(1)

@@ -55,7 +55,7 @@ class MaskedBound(DiscreteObjective):
             level = masked.sum(1, keepdim=True) / tokens.unsqueeze(1).double()
             rate = 1 / level
         weight = (drawn.weight * rate).float() * masked
-        noisy = Noisy(drawn.x_t, level, drawn.given)
+        noisy = Noisy(drawn.x_t, level, drawn.given, segment=drawn.segment)
         loss, losses = model.weighted_cross_entropy(noisy, drawn.tokens, weight / tokens.sum(), drawn.rows)
         mean = losses.sum() / masked.sum().clamp(min=1)
         return Loss(loss, (weight * losses).sum(1), tokens, {"cross_entropy": mean})
@@ -82,7 +82,7 @@ class MaskedBound(DiscreteObjective):
         x_t = self.process.corrupt_exactly(batch.tokens, count, noise)
         level = (count.double() / batch.tokens.shape[1]).unsqueeze(1)
         masked = self.process.is_masked(x_t)
-        noisy, places = Noisy(x_t, level), scored_rows(masked, rows)
+        noisy, places = Noisy(x_t, level, segment=batch.segment), scored_rows(masked, rows)
         _, losses = model.weighted_cross_entropy(noisy, batch.tokens, masked.float(), places)
         return losses.sum(1).double() / count
 
@@ -93,7 +93,8 @@ class MaskedBound(DiscreteObjective):
         free = torch.full_like(u, batch.tokens.shape[1]) if given is None else (~given).sum(1, keepdim=True)
         count = 1 + (u * free).long().clamp(max=free.long() - 1)
         x_t = self.process.corrupt_exactly(batch.tokens, count.squeeze(1), noise, given)
-        return Corrupted(batch.tokens, x_t, count.double() / free, weight, given, scored_rows(self.scored(x_t)))
+        rows = scored_rows(self.scored(x_t))
+        return Corrupted(batch.tokens, x_t, count.double() / free, weight, given, rows, batch.segment)
 
 
 def share_of_counts(length: int, low: float, high: float) -> Float[Tensor, "L"]:

@@ -16,6 +16,7 @@ divergence between the noise there and the uniform prior as a term of its own.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -55,6 +56,9 @@ class ScoreEntropy(DiscreteObjective):
 
     processes = ("masked", "uniform")
     readout = "score"
+
+    def depends_on(self) -> dict[str, Any]:
+        return super().depends_on() | ({} if self.process.absorbing else {"alpha_end": UNIFORM_END})
 
     def training_time(self, u: Times) -> Times:
         last = 1.0
