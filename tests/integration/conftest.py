@@ -95,7 +95,7 @@ class Server:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, cwd, argv, faults, limit):
+    def start(self, cwd, argv, faults, limit, world):
         self.count += 1
         folder = self.folder / str(self.count)
         folder.mkdir()
@@ -103,7 +103,9 @@ class Server:
         for path in files.values():
             Path(path).touch()
         return Started(
-            self, self.ask(argv=list(map(str, argv)), cwd=str(cwd), faults=faults, limit=limit, **files), folder
+            self,
+            self.ask(argv=list(map(str, argv)), cwd=str(cwd), faults=faults, limit=limit, world=world, **files),
+            folder,
         )
 
 
@@ -154,9 +156,9 @@ class Place:
         assert done.code == 0, done.err
         return json.loads(done.out.splitlines()[-1])
 
-    def start(self, *argv, faults=(), limit=None):
-        """Start `python -m diffusion_lm argv` in the warm process."""
-        return self.server.start(self.folder, argv, list(faults), limit)
+    def start(self, *argv, faults=(), limit=None, world=1):
+        """Start `python -m diffusion_lm argv` in the warm process, as `world` processes that work together."""
+        return self.server.start(self.folder, argv, list(faults), limit, world)
 
     def command(self, *argv, **options):
         """Run it to its end."""

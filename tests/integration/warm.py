@@ -1,9 +1,10 @@
 """A process that has diffusion_lm imported and forks a child per command: half a second a run instead of seven.
 
-Orders and answers are JSON lines. {"argv", "cwd", "out", "err", "faults", "limit"} starts `python -m diffusion_lm argv`
-and answers with its pid; {"pid"} answers with its exit status as subprocess gives it, or null while it runs. A fault:
-at call number `call` of `place`, before or after it, the child sends itself a signal. `limit` is the largest size in
-bytes of a file that it may write, or null.
+Orders and answers are JSON lines. {"argv", "cwd", "out", "err", "faults", "limit", "world"} starts `python -m
+diffusion_lm argv` and answers with its pid; {"pid"} answers with its exit status as subprocess gives it, or null while
+it runs. A fault: at call number `call` of `place`, before or after it, the child sends itself a signal. `limit` is the
+largest size in bytes of a file that it may write, or null. `world` processes run the command together, as a launcher
+starts them.
 """
 
 import atexit
@@ -13,6 +14,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 import traceback
@@ -58,9 +60,28 @@ def become(order):
         break_at(**fault)
 
 
+def join(world):
+    """Become `world` processes that find each other; returns the pids of the others, to the first of them."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
+    others = []
+    for rank in range(1, world):
+        others.append(os.fork())
+        if not others[-1]:
+            os.environ["LOCAL_RANK"], rank_zero_only.rank = str(rank), rank
+            return []
+    os.environ["LOCAL_RANK"], rank_zero_only.rank = "0", 0
+    return others
+
+
 def run(order):
     """The command, to what Python does when a program ends."""
     become(order)
+    others = join(order["world"]) if order["world"] > 1 else []
     try:
         status = run_command(main, order["argv"])
     except SystemExit as end:
@@ -70,6 +91,9 @@ def run(order):
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()
     atexit._run_exitfuncs()
+    for pid in others:
+        other = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        status = status or other
     return status or 0
 
 
