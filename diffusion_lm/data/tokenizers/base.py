@@ -10,6 +10,8 @@ import numpy as np
 from diffusion_lm.errors import unknown
 
 EOT_TEXT = "<|endoftext|>"
+PUBLISHED = {"gpt2": 50257}
+"""Ids of published vocabularies that no file of this folder reads: enough to size a model, not to read text."""
 
 
 class Tokenizer(ABC):
@@ -46,6 +48,14 @@ class Tokenizer(ABC):
 def names() -> list[str]:
     """The tokenizers there are: the files of this folder."""
     return sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base")
+
+
+def vocabulary_size(name: str) -> int:
+    """Number of ids of the tokenizer called `name`, end-of-text included. Raises `UserError` where it is not known."""
+    known = [*names(), *PUBLISHED]
+    if name not in known:
+        raise unknown("tokenizer: no variant", name, known)
+    return load_tokenizer(name).vocab_size if name in names() else PUBLISHED[name]
 
 
 def load_tokenizer(name: str) -> Tokenizer:
