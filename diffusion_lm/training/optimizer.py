@@ -63,12 +63,13 @@ def _below(name: str, prefix: str) -> bool:
 
 
 def _nothing_there(prefix: str, named: dict[str, nn.Parameter]) -> str:
-    words = [name.split(".") for name in named]
-    places = {".".join(path[:end]): None for path in words for end in range(1, len(path) + 1)}
-    first = list(dict.fromkeys(path[0] for path in words))
+    paths = [name.split(".") for name in named]
+    places = sorted({".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)})
+    within = next((place for place in places if "." in place), places[0])
     return (
-        f"lr_multipliers: got '{prefix}', with which no parameter's name begins{did_you_mean(prefix, places)}; "
-        f"expected {', '.join(first)}, or a part of these, like {next(iter(named))}"
+        f"lr_multipliers: got '{prefix}', with which no parameter's name begins; expected "
+        f"{', '.join(place for place in places if '.' not in place)} or a part of these, like {within}"
+        f"{did_you_mean(prefix, places)}"
     )
 
 

@@ -18,7 +18,8 @@ from diffusion_lm.config import (
 )
 from diffusion_lm.errors import UserError
 
-FOLDERS = ("schedules", "processes", "objectives", "samplers", "denoisers", "mixers", "kernels", "conditioning")
+FOLDERS = ("schedules", "processes", "objectives", "samplers", "denoisers", "mixers", "kernels", "conditioning",
+           "optimizers", "lr_schedules")  # fmt: skip
 ALL = [(folder, name) for folder in FOLDERS for name in variants(folder)]
 
 
