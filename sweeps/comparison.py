@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffusion_lm.kind import Kind
 from sweeps.history import TrialRecord
 from sweeps.study import StudyConfig
 from sweeps.trial_files import BITS, NLL, NLL_ERROR
@@ -17,11 +18,13 @@ from sweeps.trial_files import BITS, NLL, NLL_ERROR
 class Row:
     """One arm, or one cell of a factorial design: the mean over its seeds.
 
+    `kind` is that of its numbers: trials of one arm whose kinds differ are rows of their own.
     `sequences_error` is the standard error over validation sequences of one run (mean over the runs); `seeds_error`
     that of the mean over seeds, None with one seed. In a sampled study the row is the best of the arm's trials.
     """
 
     cell: str
+    kind: Kind
     params: dict[str, Any]
     runs: list[TrialRecord]
     trials: int
@@ -41,10 +44,20 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """The arms that were trained on one corpus: process by process, in each the best first."""
+    """The arms that were trained on one corpus: kind by kind, in each the best first."""
 
     corpus: dict[str, Any]
     rows: list[Row]
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """The kinds of number that the rows hold, in their order."""
+        return list(dict.fromkeys(row.kind for row in self.rows))
+
+    @property
+    def best(self) -> list[Row]:
+        """The best row of each kind: no row is better than one of another kind."""
+        return [next(row for row in self.rows if row.kind == kind) for kind in self.kinds]
 
 
 def compare(config: StudyConfig, records: Iterable[TrialRecord]) -> list[Comparison]:
@@ -57,24 +70,23 @@ def compare(config: StudyConfig, records: Iterable[TrialRecord]) -> list[Compari
 
 
 def _rows(config: StudyConfig, records: list[TrialRecord]) -> list[Row]:
-    cells: dict[str, list[TrialRecord]] = defaultdict(list)
+    cells: dict[tuple[str, Kind], list[TrialRecord]] = defaultdict(list)
     for record in records:
-        cells[record.cell].append(record)
-    groups = {cell: _best_group(config, found) for cell, found in cells.items()}
-    baseline = groups.get(config.baseline or "")
-    rows = [_row(config, cell, group, len(cells[cell]), baseline) for cell, group in groups.items()]
-    # Bounds of different processes have different slack, so arms are ranked inside a process only.
-    processes = list(dict.fromkeys(_process(group) for group in groups.values()))
-    return sorted(rows, key=lambda row: (processes.index(_process(row.runs)),
+        cells[record.cell, Kind.of_result(record.result)].append(record)
+    groups = {place: _best_group(config, found) for place, found in cells.items()}
+    rows = [_row(config, *place, group, len(cells[place]), groups.get((config.baseline, place[1])))
+            for place, group in groups.items()]
+    # Numbers of different kinds have different slack, so arms are ranked inside a kind only; those of a process follow
+    # one another.
+    processes = list(dict.fromkeys(kind.process for _, kind in cells))
+    kinds = list(dict.fromkeys(kind for _, kind in cells))
+    return sorted(rows, key=lambda row: (processes.index(row.kind.process), kinds.index(row.kind),
                                          _rank(config, row.metrics[config.objective])))
 
 
-def _process(runs: list[TrialRecord]) -> str:
-    return runs[0].result.get("process", "")
-
-
 def _best_group(config: StudyConfig, records: list[TrialRecord]) -> list[TrialRecord]:
-    """Of the parameters that were tried in a cell the best ones, with all their replicates, the best one first."""
+    """Of the parameters that were tried in a cell, with numbers of one kind, the best ones: all their replicates, the
+    best one first."""
     groups: dict[str, list[TrialRecord]] = defaultdict(list)
     for record in records:
         groups[json.dumps(record.trial.params, sort_keys=True)].append(record)
@@ -82,13 +94,13 @@ def _best_group(config: StudyConfig, records: list[TrialRecord]) -> list[TrialRe
     return sorted(group, key=lambda record: _rank(config, record.last.get(config.objective)))
 
 
-def _row(config: StudyConfig, cell: str, runs: list[TrialRecord], trials: int,
+def _row(config: StudyConfig, cell: str, kind: Kind, runs: list[TrialRecord], trials: int,
          baseline: list[TrialRecord] | None) -> Row:
+    """`baseline`: the baseline's runs of this kind, if there are any."""
     values = _values(config.objective, runs)
-    comparable = baseline is not None and runs is not baseline and _process(runs) == _process(baseline)
-    differences = _paired(config.objective, runs, baseline) if comparable else []
+    differences = _paired(config.objective, runs, baseline) if baseline is not None and runs is not baseline else []
     return Row(
-        cell=cell, params=runs[0].trial.params, runs=runs, trials=trials,
+        cell=cell, kind=kind, params=runs[0].trial.params, runs=runs, trials=trials,
         metrics={name: _mean(name, runs) for name in dict.fromkeys((NLL, BITS, *config.metrics))},
         speed=statistics.fmean(speeds) if (speeds := [run.speed for run in runs if run.speed]) else None,
         sequences_error=_mean(NLL_ERROR, runs), seeds_error=standard_error(values),
@@ -131,7 +143,8 @@ def to_json(config: StudyConfig, comparisons: list[Comparison], records: list[Tr
     return {
         "study": config.name,
         "objective": config.objective,
-        "corpora": [{"corpus": table.corpus, "rows": [_plain(row) for row in table.rows]} for table in comparisons],
+        "corpora": [{"corpus": table.corpus, "best": {str(row.kind): row.cell for row in table.best},
+                     "rows": [_plain(row) for row in table.rows]} for table in comparisons],
         "trials": {state: sum(record.state == state for record in records)
                    for state in ("complete", "running", "waiting", "pruned", "fail")},
         "not_completed": [{"trial": record.number, "cell": record.cell, "seed": record.seed, "state": record.state,
@@ -145,7 +158,7 @@ def not_completed(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    return {"cell": row.cell, "params": row.params, "trials": row.trials, "seeds": [run.seed for run in row.runs],
-            "metrics": row.metrics, "sequences_error": row.sequences_error, "seeds_error": row.seeds_error,
-            "difference": row.difference, "difference_error": row.difference_error, "speed": row.speed,
-            "parameters": row.parameters, "folders": [str(run.folder) for run in row.runs]}
+    return {"cell": row.cell, "kind": row.kind.to_dict(), "params": row.params, "trials": row.trials,
+            "seeds": [run.seed for run in row.runs], "metrics": row.metrics, "sequences_error": row.sequences_error,
+            "seeds_error": row.seeds_error, "difference": row.difference, "difference_error": row.difference_error,
+            "speed": row.speed, "parameters": row.parameters, "folders": [str(run.folder) for run in row.runs]}

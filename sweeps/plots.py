@@ -15,7 +15,8 @@ from sweeps.trial_files import NLL, NLL_ERROR
 # Okabe and Ito's colours, which stay apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-CAUTION = "Upper bounds. Those of different processes have different slack: do not rank processes on this alone."
+CAUTION = ("Upper bounds where not marked exact. Those of different kinds (process, continuous time or T steps) have "
+           "different slack:\ndo not rank kinds on this alone.")
 BOUND = "validation bound (nats/token, lower is better)"
 
 
@@ -46,7 +47,7 @@ def learning_curves(axes: Axes, rows: list[Row], corpus: dict[str, Any]) -> None
             tokens, values = [line["tokens"] for line in lines], [line[NLL] for line in lines]
             errors = [line.get(NLL_ERROR) or 0 for line in lines]
             axes.plot(tokens, values, color=colour, marker=".", linewidth=1.5,
-                      label=row.cell if run is row.best else None)
+                      label=_name(row, rows) if run is row.best else None)
             axes.fill_between(tokens, [v - e for v, e in zip(values, errors)], [v + e for v, e in zip(values, errors)],
                               color=colour, alpha=0.15, linewidth=0)
     if corpus.get("log_vocabulary") is not None:
@@ -66,7 +67,7 @@ def bounds(axes: Axes, rows: list[Row], corpus: dict[str, Any]) -> None:
         axes.errorbar(value, place, xerr=2 * error, color=colour, marker=marker, capsize=4, markersize=7)
         axes.annotate(f"{value:.3f}", (value, place), xytext=(0, 9), textcoords="offset points", ha="center",
                       fontsize=9)
-    axes.set_yticks(range(len(rows)), [row.cell for row in rows])
+    axes.set_yticks(range(len(rows)), [_name(row, rows) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.7)
     _references(axes, corpus, axes.axvline)
     if corpus.get("unigram_entropy") is not None:
@@ -81,7 +82,7 @@ def bound_against_speed(axes: Axes, rows: list[Row], corpus: dict[str, Any]) -> 
         if row.speed is None:
             continue
         axes.errorbar(row.speed, row.metrics[NLL], yerr=2 * _error(row), color=colour, marker=marker,
-                      capsize=3, markersize=8, linestyle="none", label=row.cell)
+                      capsize=3, markersize=8, linestyle="none", label=_name(row, rows))
     _references(axes, corpus, axes.axhline)
     axes.set_xlim(0, 1.1 * max(row.speed or 0 for row in rows) or 1)
     axes.xaxis.set_major_formatter(EngFormatter())
@@ -89,6 +90,11 @@ def bound_against_speed(axes: Axes, rows: list[Row], corpus: dict[str, Any]) -> 
     axes.set(title="Bound ± 2 standard errors against training speed (better: down and right)",
              xlabel="training throughput (tokens/s)", ylabel=BOUND)
     axes.legend(frameon=False)
+
+
+def _name(row: Row, rows: list[Row]) -> str:
+    """The arm and, where numbers of different kinds stand side by side, of what kind its own is."""
+    return row.cell if len({other.kind for other in rows}) == 1 else f"{row.cell} ({row.kind})"
 
 
 def _styled(rows: list[Row]) -> list[tuple[Row, str, str]]:

@@ -70,6 +70,7 @@ def _remarks(folder: StudyFolder, records: list[TrialRecord], found: list[Compar
     """What a reader must know beside the numbers."""
     finished = [record for record in records if record.state == "complete"]
     remarks = [tables.COLUMNS, tables.CAUTION] if found else ["No trial is finished yet."]
+    remarks += [remark for table in found for remark in tables.slack(table)]
     if len(found) > 1:
         remarks.append("The trials saw different corpora: one table each, and no comparison from one to the other.")
     for record in comparison.not_completed(records):
@@ -94,13 +95,16 @@ def _repeat(found: list[Comparison]) -> str:
 
 
 def _sample(found: list[Comparison]) -> list[str]:
-    """Text from the best run."""
-    if not found:
-        return []
-    best = found[0].rows[0].best
-    # A model of bytes writes control characters too; in a terminal they would do things.
-    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in best.result["sample"])
-    return [f"sample text of the best run ({best.folder}):", "", text, ""] if text.strip() else []
+    """Text from the best run of each kind: across kinds there is no best."""
+    lines = []
+    for table in found:
+        for row in table.best:
+            text = row.best.result["sample"]
+            # A model of bytes writes control characters too; in a terminal they would do things.
+            text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+            if text.strip():
+                lines += [f"sample text of the best run of {row.kind} ({row.best.folder}):", "", text, ""]
+    return lines
 
 
 def _look_closer(folder: StudyFolder) -> list[str]:

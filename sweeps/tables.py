@@ -10,8 +10,9 @@ from sweeps.comparison import Comparison, Row
 from sweeps.study import StudyConfig
 from sweeps.trial_files import BITS, NLL
 
-CAUTION = ("Every bound is an upper bound on the negative log-likelihood. Bounds of different processes (masked, "
-           "Gaussian, ...) have different slack: do not rank processes on the bound alone.")
+CAUTION = ("Arms are ranked, and differences taken, among numbers of one kind: process, and what the number is over. "
+           "`exact` is the negative log-likelihood itself, all others are upper bounds on it with different slack "
+           "(processes, continuous time or T steps): do not rank processes on the bound alone.")
 COLUMNS = ("Bound: mean over the arm's seeds. s.e.: standard error, over validation sequences of a run or over seeds. "
            "tokens/s: in training, median over a run. Parameters: without embeddings.")
 Column = tuple[str, Callable[[Row], str]]
@@ -42,14 +43,15 @@ def cells(config: StudyConfig, comparison: Comparison) -> tuple[list[str], list[
     columns = _columns(config, comparison)
     rows = [[show(row) for _, show in columns] for row in comparison.rows]
     for name, key in (("unigram entropy", "unigram_entropy"), ("uniform (log V)", "log_vocabulary")):
-        rows.append([name, number(comparison.corpus.get(key), 3)] + [""] * (len(columns) - 2))
+        rows.append([name, "", number(comparison.corpus.get(key), 3)] + [""] * (len(columns) - 3))
     return [header for header, _ in columns], rows
 
 
 def _columns(config: StudyConfig, comparison: Comparison) -> list[Column]:
     columns: list[Column] = [
         ("arm", lambda row: row.cell),
-        ("bound (nats/token)", lambda row: number(row.metrics[NLL], 3)),
+        ("kind", lambda row: str(row.kind)),
+        ("bound (nats/token)", lambda row: number(row.metrics[NLL], 3) + (" exact" if row.kind.exact else "")),
         ("± s.e. sequences", lambda row: number(row.sequences_error, 3)),
     ]
     if any(len(row.runs) > 1 for row in comparison.rows):
@@ -84,7 +86,7 @@ def terminal(config: StudyConfig, comparison: Comparison) -> Table:
     header, rows = cells(config, comparison)
     table = Table(title=caption(comparison), title_justify="left")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index < 2 else "right")
     for row in rows[:-2]:
         table.add_row(*row)
     table.add_section()
@@ -96,10 +98,22 @@ def terminal(config: StudyConfig, comparison: Comparison) -> Table:
 def markdown(config: StudyConfig, comparison: Comparison) -> str:
     """The table for a file."""
     header, rows = cells(config, comparison)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def caption(comparison: Comparison) -> str:
     """Which text the bounds are about."""
     return f"corpus {comparison.corpus.get('name')} (hash {comparison.corpus['hash'][:12]})"
+
+
+def slack(comparison: Comparison) -> list[str]:
+    """What bounds of one kind depend on and do not share."""
+    remarks = []
+    for kind in comparison.kinds:
+        depends_on = [row.kind.depends_on for row in comparison.rows if row.kind == kind]
+        for name in dict.fromkeys(key for values in depends_on for key in values):
+            if any(values.get(name) != depends_on[0].get(name) for values in depends_on):
+                remarks.append(f"{kind}: these bounds depend on {name}, which differs between arms: slack is part of "
+                               "the differences.")
+    return remarks

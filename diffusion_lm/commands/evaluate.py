@@ -115,6 +115,9 @@ def _run_lines(found: dict[str, Any], facts: dict[str, Any], run: LoadedRun, don
         f"(perplexity {at_most}{found['val/ppl_bound']:.2f}, {found['val/bpb']:.4f} bits per byte)",
     ]
     lines += [f"    {name:<16}{value:.4f}" for name, value in found["terms"].items()]
+    kind = run.objective.kind()
+    more = "".join(f"; {name} {value}" for name, value in kind.depends_on.items())
+    lines.append(f"  kind        {kind}{more}")
     lines += [
         f"  beside      {name} {with_error(value['mean'], value['standard_error'])} nats per token"
         for name, value in found["beside"].items()
@@ -128,6 +131,8 @@ def _run_lines(found: dict[str, Any], facts: dict[str, Any], run: LoadedRun, don
 
 def _difference_lines(facts: dict[str, Any], done: Evaluation) -> list[str]:
     found = facts["difference"]
+    if not found["comparable"]:
+        return [f"not compared: {found['caution']}"]
     a, b = done.labels()
     lines = [
         f"{b} - {a}: {with_error(found['nll'], found['nll_se'], sign='+')} nats per token over the same "

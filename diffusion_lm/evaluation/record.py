@@ -16,6 +16,7 @@ from diffusion_lm.evaluation.likelihood import Difference, Estimate, Scores, met
 from diffusion_lm.evaluation.load import LoadedRun
 from diffusion_lm.evaluation.sequences import SequenceSet
 from diffusion_lm.files import write_json, write_text
+from diffusion_lm.kind import Kind
 from diffusion_lm.training.result import git_commit
 
 PACKAGES = ("torch", "lightning", "numpy", "omegaconf")
@@ -46,6 +47,7 @@ def results(run: LoadedRun, scores: Scores, data: SequenceSet) -> dict[str, Any]
         "process": name_of(run.config.process),
         "objective": name_of(run.config.objective),
         "exact": run.objective.exact,
+        "kind": run.objective.kind().to_dict(),
         **metrics(scores, data.bytes_per_token),
         "terms": {name: float(rows.mean()) for name, rows in scores.terms.items()},
         "beside": {name: asdict(Estimate.of(rows)) for name, rows in scores.beside.items()},
@@ -79,22 +81,26 @@ def manifest(done: Evaluation) -> dict[str, Any]:
 def difference_facts(done: Evaluation) -> dict[str, Any]:
     """B - A, and how far it may be read."""
     found = done.difference
+    a, b = (run.objective.kind() for run in done.runs)
     return {
+        "comparable": a == b,
         "nll": found.nll.mean,
         "nll_se": found.nll.standard_error,
         "share_of_sequences_lower": found.better_share,
         "common_noise_levels": found.common_levels,
-        "caution": caution(*done.runs),
+        "caution": caution(a, b),
     }
 
 
-def caution(a: LoadedRun, b: LoadedRun) -> str | None:
-    """Why a difference between two runs may not be one between their likelihoods."""
-    if a.objective.exact != b.objective.exact:
-        return "one number is exact and the other a bound, whose slack is part of the difference"
-    of_a, of_b = (name_of(run.config.process) for run in (a, b))
-    if of_a != of_b:
-        return f"bounds of different processes ({of_a}, {of_b}) have different slack: the lower one need not be better"
+def caution(a: Kind, b: Kind) -> str | None:
+    """Why a difference between two numbers may not be one between likelihoods."""
+    if a.exact != b.exact:
+        return f"one number is exact and the other a bound ({a}; {b}), whose slack is part of the difference"
+    if a != b:
+        return f"bounds of different kinds ({a}; {b}) have different slack: the lower one need not be better"
+    keys = dict.fromkeys((*a.depends_on, *b.depends_on))
+    if other := [name for name in keys if a.depends_on.get(name) != b.depends_on.get(name)]:
+        return f"the bounds depend on {' and '.join(other)}, which differs: slack is part of the difference"
     return None
 
 

@@ -129,14 +129,48 @@ def test_two_runs(world, evaluate, command):
 def test_two_processes_and_an_exact_run(world, command, evaluate):
     world.run("masked"), world.run("gaussian", "objective=gaussian")
     out = command("evaluate", "masked", "gaussian").out
-    assert "  paired by sequence only: their noise levels are not the same\n" in out
-    assert "  caution     bounds of different processes (masked, gaussian) have different slack: the lower one " in out
+    assert "not compared: bounds of different kinds (masked, continuous time; gaussian, continuous time) have " in out
+    assert "is lower on" not in out
+    found = evaluate("masked", "gaussian")["manifest"]
+    assert not found["difference"]["comparable"] and not found["difference"]["common_noise_levels"]
+    assert found["runs"][1]["kind"]["depends_on"] == {"log_snr_range": [3.0, -7.0]}
     world.run("causal", "objective=autoregressive", "sampler=left_to_right", "denoiser.mixer.causal=true")
     out = command("evaluate", "causal").out
     assert "  exact       " in out and "at most" not in out and "noise level" not in out
     assert not (world.folder / "causal" / "evaluation" / "validation" / "curve.csv").exists()
     caution = evaluate("masked", "causal")["manifest"]["difference"]["caution"]
-    assert caution == "one number is exact and the other a bound, whose slack is part of the difference"
+    assert caution == (
+        "one number is exact and the other a bound (masked, continuous time; left_to_right, exact), whose slack is "
+        "part of the difference"
+    )
+
+
+STEPS = ("objective=discrete_time", "process=uniform")
+
+
+def test_bounds_over_steps_and_over_continuous_time_are_not_compared(world, evaluate, command):
+    """Same process: the kind is what tells them apart, in the manifest and in result.json."""
+    world.run("uniform", "objective=uniform"), world.run("steps", *STEPS, "objective.num_steps=1")
+    out = command("evaluate", "steps", "uniform").out
+    assert "not compared: bounds of different kinds (uniform, 1 step; uniform, continuous time) have " in out
+    assert "  kind        uniform, 1 step; num_steps 1; schedule {'name': 'log_linear', 'eps': 0.001}\n" in out
+    kinds = [run["kind"] for run in evaluate("steps", "uniform")["manifest"]["runs"]]
+    assert kinds[0] == {"process": "uniform", "over": "1 step", "depends_on": {
+        "num_steps": 1, "schedule": {"name": "log_linear", "eps": 0.001}}}  # fmt: skip
+    assert kinds[1] == {"process": "uniform", "over": "continuous time", "depends_on": {}}
+    assert json.loads((world.folder / "steps" / "result.json").read_text())["kind"] == kinds[0]
+
+
+def test_bounds_of_one_kind_with_other_schedules_are_compared_with_a_caution(world, evaluate, command):
+    """A T-step bound depends on the schedule, a continuous-time one does not."""
+    world.run("steps", *STEPS, "objective.num_steps=1")
+    world.run("quarter", *STEPS, "objective.num_steps=1", "schedule=half_cosine")
+    out = command("evaluate", "steps", "quarter").out
+    assert "quarter - steps: " in out
+    assert "  caution     the bounds depend on schedule, which differs: slack is part of the difference\n" in out
+    world.run("uniform", "objective=uniform"), world.run("cosine", "objective=uniform", "schedule=half_cosine")
+    found = evaluate("uniform", "cosine")["manifest"]["difference"]
+    assert found["comparable"] and found["common_noise_levels"] and found["caution"] is None
 
 
 def test_one_sequence(world, evaluate, command):

@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from optuna_dashboard import get_note
 
 from diffusion_lm.errors import run_command
-from sweeps import comparison, storage
+from sweeps import comparison, report, storage, tables
 from sweeps.__main__ import main
 from sweeps.comparison import standard_error
 
@@ -52,11 +53,11 @@ def test_report(finished, folder_of, records_of, tmp_path, capsys):
 
 def test_report_and_status_for_programs(finished, tmp_path, capsys):
     assert run_command(main, ["report", str(finished), "--root", str(tmp_path / "runs"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["trials"] == {"complete": 6, "running": 0, "waiting": 0, "pruned": 0, "fail": 2}
-    assert [row["cell"] for row in report["corpora"][0]["rows"]] == ["mamba", "transformer"]
-    assert report["corpora"][0]["rows"][0]["metrics"]["val/nll"] == pytest.approx(1.925 + 3 * math.exp(-3))
-    assert {entry["cell"] for entry in report["not_completed"]} == {"broken"}
+    found = json.loads(capsys.readouterr().out)
+    assert found["trials"] == {"complete": 6, "running": 0, "waiting": 0, "pruned": 0, "fail": 2}
+    assert [row["cell"] for row in found["corpora"][0]["rows"]] == ["mamba", "transformer"]
+    assert found["corpora"][0]["rows"][0]["metrics"]["val/nll"] == pytest.approx(1.925 + 3 * math.exp(-3))
+    assert {entry["cell"] for entry in found["not_completed"]} == {"broken"}
     assert run_command(main, ["status", str(finished), "--root", str(tmp_path / "runs"), "--json"]) == 0
     trials = json.loads(capsys.readouterr().out)
     assert len(trials) == 8 and trials[0]["last"]["step"] == 3 and trials[3]["reason"].startswith("exit status 2")
@@ -70,8 +71,8 @@ def test_sampled_study_shows_the_best_of_each_arm(write_study, work, tmp_path, c
                        overrides={"steps": 1})
     work(path)
     assert run_command(main, ["report", str(path), "--root", str(tmp_path / "runs"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    rows = {row["cell"]: row for row in report["corpora"][0]["rows"]}
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["cell"]: row for row in found["corpora"][0]["rows"]}
     assert [rows[cell]["trials"] for cell in "ab"] == [3, 3] and len(rows["a"]["folders"]) == 1
     assert run_command(main, ["report", str(path), "--root", str(tmp_path / "runs")]) == 0
     assert "best of them" in (said := capsys.readouterr().out) and f"lr={rows['a']['params']['lr']:.4g}" in said
@@ -82,15 +83,79 @@ def test_standard_error():
     assert standard_error([1.0]) is None and standard_error([]) is None
 
 
-def test_arms_are_ranked_and_compared_inside_a_process_only(write_study, folder_of):
-    config = folder_of(write_study(arms={name: {"denoiser": "mamba"} for name in "abcd"}, baseline="a")).config
+@pytest.fixture
+def trial():
+    """A finished trial by its cell, its number and what its result.json says of the kind."""
 
-    def record(cell, process, nll):
-        result = {"corpus": {"hash": "x"}, "process": process, "parameters": {"non_embedding": 1}}
+    def made(cell, nll, kind=None, **result):
+        result |= {"corpus": {"hash": "x", "name": "x"}, "parameters": {"non_embedding": 1}}
+        result |= {"sample": f"text of {cell}"} | ({"kind": kind} if kind else {})
         return SimpleNamespace(cell=cell, state="complete", result=result, trial=SimpleNamespace(params={"arm": cell}),
-                               last={"val/nll": nll, "val/nll_se": 0.1}, seed=0, speed=1.0)
+                               last={"val/nll": nll, "val/nll_se": 0.1}, seed=0, speed=1.0, folder=Path(cell),
+                               reports=[])
 
-    records = [record("a", "masked", 3.0), record("b", "gaussian", 1.5), record("c", "masked", 2.0),
-               record("d", "gaussian", 1.0)]
+    return made
+
+
+def kind(process, over, **depends_on):
+    return {"process": process, "over": over, "depends_on": depends_on}
+
+
+@pytest.fixture
+def config(write_study, folder_of):
+    """A study of five arms."""
+    return folder_of(write_study(arms={name: {"denoiser": "mamba"} for name in "abcde"}, baseline="a")).config
+
+
+def test_results_without_a_kind_are_ranked_inside_their_process(config, trial):
+    """As runs of earlier versions left them."""
+    records = [trial("a", 3.0, process="masked"), trial("b", 1.5, process="gaussian"),
+               trial("c", 2.0, process="masked"), trial("d", 1.0, process="gaussian"), trial("e", 4.0)]
     (table,) = comparison.compare(config, records)
-    assert [(row.cell, row.difference) for row in table.rows] == [("c", -1.0), ("a", None), ("d", None), ("b", None)]
+    assert [(row.cell, row.difference) for row in table.rows] == [
+        ("c", -1.0), ("a", None), ("d", None), ("b", None), ("e", None)]
+    assert [str(found) for found in table.kinds] == ["masked", "gaussian", ""]
+
+
+def test_steps_and_continuous_time_and_exact_are_kinds_of_their_own(config, trial):
+    """Arm b, of one step, has the lowest number; it is neither ranked above the others nor subtracted from them."""
+    masked, ar = kind("masked", "continuous time"), kind("left_to_right", "exact")
+    records = [trial("a", 3.0, masked), trial("b", 0.5, kind("masked", "1 step", num_steps=1)), trial("c", 2.0, masked),
+               trial("d", 1.0, ar), trial("e", 0.4, kind("masked", "2 steps", num_steps=2))]
+    (table,) = comparison.compare(config, records)
+    assert [(row.cell, row.difference) for row in table.rows] == [
+        ("c", -1.0), ("a", None), ("b", None), ("e", None), ("d", None)]
+    assert [row.cell for row in table.best] == ["c", "b", "e", "d"]
+    found = comparison.to_json(config, [table], [])["corpora"][0]
+    assert found["best"] == {"masked, continuous time": "c", "masked, 1 step": "b", "masked, 2 steps": "e",
+                             "left_to_right, exact": "d"}
+    assert found["rows"][2]["kind"] == kind("masked", "1 step", num_steps=1)
+    _, lines = tables.cells(config, table)
+    assert [line[:3] for line in lines[2:5]] == [
+        ["b", "masked, 1 step", "0.500"], ["e", "masked, 2 steps", "0.400"],
+        ["d", "left_to_right, exact", "1.000 exact"]]
+
+
+def test_the_best_text_of_every_kind_is_shown(config, trial):
+    records = [trial("a", 3.0, kind("masked", "continuous time")), trial("b", 0.5, kind("masked", "1 step")),
+               trial("c", 2.0, kind("masked", "continuous time"))]
+    said = "\n".join(report._sample(comparison.compare(config, records)))
+    assert "sample text of the best run of masked, continuous time (c):" in said and "text of c" in said
+    assert "sample text of the best run of masked, 1 step (b):" in said and "text of a" not in said
+
+
+def test_an_arm_whose_trials_are_of_two_kinds_is_two_rows(config, trial):
+    """A search over num_steps: the bound of more steps is no better trial than that of few."""
+    few, many = (kind("masked", f"{count} steps", num_steps=count) for count in (2, 8))
+    (table,) = comparison.compare(config, [trial("a", 3.0, few), trial("a", 2.0, many), trial("b", 2.5, few)])
+    assert [(row.cell, row.kind.over, row.metrics["val/nll"], row.difference) for row in table.rows] == [
+        ("b", "2 steps", 2.5, -0.5), ("a", "2 steps", 3.0, None), ("a", "8 steps", 2.0, None)]
+
+
+def test_what_bounds_of_one_kind_do_not_share_is_said(config, trial):
+    records = [trial("a", 3.0, kind("gaussian", "continuous time", log_snr_range=[3, -7])),
+               trial("b", 3.1, kind("gaussian", "continuous time", log_snr_range=[2, -6])),
+               trial("c", 2.0, kind("masked", "continuous time"))]
+    (table,) = comparison.compare(config, records)
+    assert tables.slack(table) == ["gaussian, continuous time: these bounds depend on log_snr_range, which differs "
+                                   "between arms: slack is part of the differences."]

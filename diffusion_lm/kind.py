@@ -1,0 +1,43 @@
+"""What kind of number a likelihood is. Numbers of one kind are compared; those of different kinds are not.
+
+A kind is the process and what the number is over: `exact`, `continuous time`, `32 steps`, or `no bound`. A bound of few
+steps may be far above that of many, and bounds of different processes have different slack, so that the order of two
+kinds says nothing about models. Imports no torch: reports of studies read kinds from result.json.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+EXACT, CONTINUOUS, NO_BOUND, UNKNOWN = "exact", "continuous time", "no bound", "not recorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    process: str
+    over: str
+    depends_on: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What else decides the number beside model and data: num_steps, schedule, log-SNR range, the noise's mixture."""
+
+    def __str__(self) -> str:
+        return f"{self.process}, {self.over}" if self.over != UNKNOWN else self.process
+
+    @property
+    def exact(self) -> bool:
+        """Whether the number is the negative log-likelihood itself; any other is an upper bound on it."""
+        return self.over == EXACT
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in result.json and in the manifest of an evaluation."""
+        return {"process": self.process, "over": self.over, "depends_on": dict(self.depends_on)}
+
+    @classmethod
+    def of_result(cls, result: Mapping[str, Any]) -> "Kind":
+        """Of a run, from its result.json; older ones know the process at most."""
+        found = result.get("kind") or {"process": result.get("process", ""), "over": UNKNOWN}
+        return cls(found["process"], found["over"], found.get("depends_on", {}))
+
+
+def steps(count: int) -> str:
+    """What the bound of a chain of `count` steps is over."""
+    return "1 step" if count == 1 else f"{count} steps"
