@@ -16,6 +16,7 @@ from diffusion_lm.layers.norm import NORMS
 from diffusion_lm.layers.trunk import Trunk
 from diffusion_lm.mixers.base import Context, MixerConfig
 from diffusion_lm.noisy import Noisy
+from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Hidden
 
 SHIFT_SCALE_GATE = 3
@@ -61,6 +62,6 @@ class Dit(Trunk):
 
     def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
         signal = self.conditioning.signal(noisy)
-        hidden = self.stack(hidden, signal, Context(noisy.segment))
+        hidden = self.stack(wide(hidden), signal, Context(noisy.segment))
         shift, scale = self.modulation.values(signal, hidden.shape[1])
         return self.norm(hidden) * (1 + scale) + shift
