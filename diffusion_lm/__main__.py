@@ -101,10 +101,18 @@ def parser() -> argparse.ArgumentParser:
     head = things.add_parser("head", help="a training step with the head on the scored rows, against all rows")
     for size in ("layers", "d_model", "batch", "length", "vocabulary", "repeats", "threads"):
         head.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
-    head.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
-    head.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
+    denoiser = things.add_parser("denoiser", help="time per token by length, of denoisers with equally many parameters")
+    denoiser.add_argument("--denoisers", nargs="+", default=argparse.SUPPRESS, metavar="NAME")
+    denoiser.add_argument("--lengths", nargs="+", type=int, default=argparse.SUPPRESS, metavar="L")
+    for size in ("attention_limit", "layers", "d_model", "tokens", "repeats", "threads"):
+        denoiser.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    denoiser.add_argument("--mode", choices=("forward", "training"), default=argparse.SUPPRESS)
+    denoiser.add_argument("--out", default="runs/benchmark/denoiser", metavar="DIR", help="default %(default)s")
+    for thing in (head, denoiser):
+        thing.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
+        thing.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
 
-    for command in (train, evaluate, generate, describe, convert, head):
+    for command in (train, evaluate, generate, describe, convert, head, denoiser):
         command.add_argument("--json", action="store_true", help="print one JSON object for programs")
     return root
 

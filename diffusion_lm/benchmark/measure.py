@@ -20,20 +20,22 @@ from diffusion_lm.errors import RunError
 _STATUS = Path("/proc/self/status")
 
 
-def interleaved(steps: dict[str, Callable[[int], None]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each step over `repeats` rounds, in turn, after a round that does not count.
+def interleaved(
+    steps: dict[Any, Callable[[int], None]], repeats: int, device: str, uncounted: int = 1
+) -> dict[Any, float]:
+    """Median seconds of each step over `repeats` rounds, in turn, after `uncounted` rounds that do not count.
 
     A step is called with the number of its round. Other load on the machine meets all of them alike.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(repeats + 1):
+    seconds: dict[Any, list[float]] = {name: [] for name in steps}
+    for number in range(uncounted + repeats):
         for name, step in steps.items():
             _wait(device)
             began = time.perf_counter()
             step(number)
             _wait(device)
             seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    return {name: statistics.median(values[uncounted:]) for name, values in seconds.items()}
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:

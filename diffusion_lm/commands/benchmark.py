@@ -4,6 +4,7 @@ import argparse
 import json
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 
 from diffusion_lm.config import config_class
 from diffusion_lm.errors import UserError
@@ -20,5 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(f"benchmark {arguments.thing}: {error}") from None
     found = {**thing.measure(config), "git": git_commit()}
+    if "out" in arguments:
+        thing.write(found, Path(arguments.out))
     print(json.dumps(found) if arguments.json else thing.table(found))
     return 0

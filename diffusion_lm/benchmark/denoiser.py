@@ -1,0 +1,218 @@
+"""benchmark denoiser: time per token of denoisers of equal size, by length.
+
+The first denoiser has `layers` blocks with its own MLP; the others get the depth and the MLP width that give them as
+many parameters (`sizing.fitted`). What is timed is the trunk, without the token table and the head, which are the same
+for all: its forward pass, or the forward and backward passes of training. A call holds `tokens` positions, cut into
+rows of a length, or one row where the length is larger. All denoisers and lengths take turns in one process.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_lm.benchmark.measure import interleaved, surroundings
+from diffusion_lm.config import build, choice, config_class, variants
+from diffusion_lm.denoisers.base import Denoiser
+from diffusion_lm.errors import unknown
+from diffusion_lm.files import atomic_path, write_json, write_text
+from diffusion_lm.noisy import Noisy
+from diffusion_lm.sizing import fitted
+
+PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
+MLP_UNIT = 8
+COLUMNS = ("denoiser", "n_layers", "mlp_width", "parameters", "length", "rows", "seconds", "microseconds_per_token")
+
+
+@dataclass(kw_only=True, slots=True)
+class DenoiserTimesConfig:
+    denoisers: tuple[str, ...] = ("transformer", "mamba")
+    """The first sets the size, and is what the others are compared with."""
+    lengths: tuple[int, ...] = (1024, 4096, 16384, 32768)
+    attention_limit: int = 0
+    """Longest length at which denoisers with attention are run; 0: all of them."""
+    layers: int = 4
+    """Blocks of the first denoiser."""
+    d_model: int = 512
+    tokens: int = 16384
+    """Positions in a call."""
+    mode: str = choice("forward", "training")
+    repeats: int = 3
+    """Rounds; the median counts."""
+    threads: int = 0
+    """Of torch on the CPU; 0 is torch's own choice."""
+    precision: str = choice("float32", "bfloat16")
+    device: str = choice("cpu", "cuda")
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name in ("threads", "attention_limit") else 1
+            for number in value if field.name == "lengths" else [value]:
+                if isinstance(number, int) and number < least:
+                    raise ValueError(f"{field.name}: got {number}, expected at least {least}")
+        for name in self.denoisers:
+            if name not in variants("denoisers"):
+                raise unknown("denoisers: no variant", name, variants("denoisers"))
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: got cuda, but torch finds no GPU here; choose cpu")
+
+    def rows(self, length: int) -> int:
+        """Rows of a call."""
+        return max(1, self.tokens // length)
+
+    def runs(self, denoiser: Any, length: int) -> bool:
+        """Whether a denoiser is run at a length."""
+        attends = any(mixer.family() == "attention" for mixer in denoiser.mixers())
+        return not (attends and 0 < self.attention_limit < length)
+
+
+def sizes(config: DenoiserTimesConfig) -> dict[str, Any]:
+    """The denoisers' configs, with as many parameters as the first one's. Raises `UserError` where none fits."""
+
+    def parameters(denoiser: Any) -> float:
+        return float(denoiser.parameters(config.d_model))
+
+    first, *others = config.denoisers
+    found = {first: config_class("denoisers", first)(n_layers=config.layers)}
+    for name in others:
+        found[name] = fitted(
+            config_class("denoisers", name)(), config.d_model, parameters(found[first]), parameters, MLP_UNIT
+        )
+    return found
+
+
+def call(config: DenoiserTimesConfig, denoiser: Denoiser, length: int) -> Callable[[int], None]:
+    """What is timed: one call of a denoiser on random activations."""
+    rows, precision = config.rows(length), PRECISION[config.precision]
+    training = config.mode == "training"
+
+    def step(number: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        hidden = torch.randn(rows, length, config.d_model, generator=generator).to(config.device)
+        ids = torch.zeros(rows, length, dtype=torch.long, device=config.device)
+        noisy = Noisy(ids, torch.full((rows, 1), 0.5, dtype=torch.float64, device=config.device))
+        with torch.set_grad_enabled(training), torch.autocast(config.device, precision, enabled=precision is not None):
+            loss = denoiser(hidden, noisy).float().square().mean()
+        if training:
+            loss.backward()
+            denoiser.zero_grad()
+
+    return step
+
+
+def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
+    """Seconds of every denoiser at every length, per token and relative to the first, and what they depend on."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(0)
+    load, chosen = os.getloadavg()[0], sizes(config)
+    built = {name: build(each, config.d_model).to(config.device) for name, each in chosen.items()}
+    for denoiser in built.values():
+        call(config, denoiser, min(config.lengths))(0)
+    steps = {
+        (name, length): call(config, built[name], length)
+        for length in config.lengths
+        for name in built
+        if config.runs(chosen[name], length)
+    }
+    seconds = interleaved(steps, config.repeats, config.device, uncounted=0)
+    times = [
+        {
+            "denoiser": name,
+            "n_layers": chosen[name].n_layers,
+            "mlp_width": chosen[name].width(config.d_model),
+            "parameters": chosen[name].parameters(config.d_model),
+            "length": length,
+            "rows": config.rows(length),
+            "seconds": value,
+            "microseconds_per_token": 1e6 * value / (config.rows(length) * length),
+        }
+        for (name, length), value in seconds.items()
+    ]
+    return {
+        "benchmark": "denoiser",
+        **{name: getattr(config, name) for name in ("d_model", "mode", "precision", "repeats", "device")},
+        **surroundings(config.device),
+        "load": [load, os.getloadavg()[0]],
+        "times": times,
+        "growth": {name: _growth(times, name) for name in config.denoisers},
+        "times_faster": {name: _times_faster(times, config.denoisers[0], name) for name in config.denoisers[1:]},
+    }
+
+
+def _per_token(times: list[dict[str, Any]], name: str) -> dict[int, float]:
+    return {row["length"]: row["microseconds_per_token"] for row in times if row["denoiser"] == name}
+
+
+def _growth(times: list[dict[str, Any]], name: str) -> float:
+    """Time per token at the longest length over that at the shortest."""
+    own = _per_token(times, name)
+    return own[max(own)] / own[min(own)]
+
+
+def _times_faster(times: list[dict[str, Any]], first: str, name: str) -> dict[int, float]:
+    """Time per token of the first over that of another, by length, where both were run."""
+    one, other = _per_token(times, first), _per_token(times, name)
+    return {length: one[length] / other[length] for length in one if length in other}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The numbers, and in the first lines what they depend on."""
+    names = list(found["growth"])
+    others = list(found["times_faster"])
+    sized = {row["denoiser"]: row for row in found["times"]}
+    lines = [
+        f"{found['mode']}, microseconds per token, d_model {found['d_model']}, {found['precision']}, median of "
+        f"{found['repeats']}; {found['machine']}, torch {found['torch']}, {found['threads']} threads, load "
+        f"{found['load'][0]:.1f} to {found['load'][1]:.1f}, commit {found.get('git', 'unknown')}",
+        *(
+            f"{name}: {row['n_layers']} blocks, MLP {row['mlp_width']} wide, {row['parameters']:,} parameters"
+            for name, row in sized.items()
+        ),
+        "",
+        "| length | " + " | ".join([*names, *(f"{name}, times faster" for name in others)]) + " |",
+        "|---" * (1 + len(names) + len(others)) + "|",
+    ]
+    for length in sorted({row["length"] for row in found["times"]}):
+        own = [_per_token(found["times"], name).get(length) for name in names]
+        ratios = [found["times_faster"][name].get(length) for name in others]
+        cells = [f"{v:.1f}" if v else "not run" for v in own] + [f"{v:.2f}" if v else "" for v in ratios]
+        lines.append(f"| {length:,} | " + " | ".join(cells) + " |")
+    growth = ", ".join(f"{name} {value:.2f}" for name, value in found["growth"].items())
+    return "\n".join([*lines, "", f"time per token, longest length over shortest: {growth}"])
+
+
+def write(found: dict[str, Any], folder: Path) -> None:
+    """table.md, times.csv, times.png and everything as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", table(found) + "\n")
+    write_json(folder / "found.json", found)
+    out = io.StringIO()
+    rows = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(found["times"])
+    write_text(folder / "times.csv", out.getvalue())
+    _draw(found, folder / "times.png")
+
+
+def _draw(found: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure  # the library takes a second to import
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name in found["growth"]:
+        own = _per_token(found["times"], name)
+        axes.plot(list(own), list(own.values()), marker="o", label=name)
+    lengths = sorted({row["length"] for row in found["times"]})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.set(xlabel="length, tokens", ylabel=f"microseconds per token, {found['mode']}", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
