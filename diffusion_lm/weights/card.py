@@ -24,14 +24,14 @@ def card(config: ExperimentConfig, facts: Mapping[str, Any]) -> str:
         "data": _data(facts),
         "tokens seen": _number(facts["tokens"]) + (f" in {facts['step']:,} steps" if facts["step"] else ""),
         "likelihood": _bound(facts),
-        "commit": facts["git"] or "not known",
+        "trained by": f"commit {facts['trained_by']}" if facts.get("trained_by") else "not known here",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     notes = "".join(f"* {note}\n" for note in facts["notes"])
     return (
         f"# {facts['name']}\n\nA diffusion language model.\n\n| | |\n|---|---|\n{table}\n\n"
         + (f"{notes}\n" if notes else "")
-        + f"Made by\n\n    {facts['command']}\n\n"
+        + f"Made at commit {facts['git'] or '(none)'} by\n\n    {facts['command']}\n\n"
         "`experiment.yaml` is the whole experiment, `config.json` holds the facts above. The folder is used like a run:"
         "\n\n    python -m diffusion_lm evaluate FOLDER\n    python -m diffusion_lm generate FOLDER\n\nor in Python\n\n"
         "    from diffusion_lm.weights.folder import load_pretrained\n    model = load_pretrained(FOLDER)\n\n"

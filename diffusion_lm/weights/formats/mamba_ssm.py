@@ -1,8 +1,8 @@
 """mamba_ssm: language models of mamba-ssm's `MambaLMHeadModel` with Mamba-2 layers, and single layers of it.
 
 The layers are causal, so the model that they make here is the autoregressive one: a `mamba` denoiser of `mamba2`
-mixers without MLPs, which is told no noise level. Its input at position i is token i - 1 and at 0 a symbol of its own,
-which is given the vector of the end-of-text id: the logits are mamba-ssm's for the text behind one end-of-text.
+mixers, with SwiGLU MLPs or none, which is told no noise level. Its input at position i is token i - 1 and at 0 a symbol
+of its own, which is given the vector of the end-of-text id: the logits are mamba-ssm's for the text behind one such id.
 """
 
 from collections.abc import Mapping
@@ -37,12 +37,11 @@ class Layer:
     convolved: int
     d_conv: int
     groups: int
-    per_channel: bool
 
     @classmethod
     def of(cls, where: str | Path, state: Mapping[str, Tensor], groups: int) -> "Layer":
         """Raises `UserError` for the first tensor that is missing."""
-        for name in ("in_proj.weight", "conv1d.weight", "dt_bias", "D", "out_proj.weight"):
+        for name in ("conv1d.weight", "dt_bias", "out_proj.weight"):
             if name not in state:
                 raise keys.missing(where, name, LAYER)
         d_model, inner = state["out_proj.weight"].shape
@@ -52,14 +51,14 @@ class Layer:
                 f"{where}: {inner} channels, {heads} heads, {convolved - inner} channels of B and C in {groups} "
                 f"group(s) and d_model {d_model} do not divide; expected {LAYER}, and its ngroups in a config.json"
             )
-        return cls(d_model, inner, heads, convolved, d_conv, groups, len(state["D"]) == inner != heads)
+        return cls(d_model, inner, heads, convolved, d_conv, groups)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of its tensors."""
         return {
             "dt_bias": (self.heads,),
             "A_log": (self.heads,),
-            "D": (self.inner if self.per_channel else self.heads,),
+            "D": (self.heads,),
             "in_proj.weight": (self.inner + self.convolved + self.heads, self.d_model),
             "conv1d.weight": (self.convolved, 1, self.d_conv),
             "conv1d.bias": (self.convolved,),
@@ -89,6 +88,45 @@ def layer_config(where: str | Path, state: Mapping[str, Tensor], groups: int = 1
     return from_tree(Mamba2Config, {name: value for name, value in layer.tree().items() if name != "name"})
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of a language model. width: of the gated MLPs, 0 where there are none."""
+
+    layer: Layer
+    n_layers: int
+    rows: int
+    width: int
+
+    @classmethod
+    def of(cls, foreign: Foreign, state: Mapping[str, Tensor]) -> "Sizes":
+        """Read off the tensors. Raises `UserError` for the first that is missing."""
+        prefix = "layers.0.mixer."
+        first = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        for name, there in (("embedding.weight", "embedding.weight" in state), (f"{prefix}in_proj.weight", first)):
+            if not there:
+                raise keys.missing(foreign.source, f"backbone.{name}", WHAT)
+        numbers = [name.split(".")[1] for name in state if name.startswith("layers.")]
+        down = state.get("layers.0.mlp.fc2.weight")
+        return cls(
+            Layer.of(f"{foreign.source} ({prefix[:-1]})", first, int(foreign.setting("ssm_cfg.ngroups") or 1)),
+            1 + max(int(number) for number in numbers if number.isdigit()),
+            len(state["embedding.weight"]),
+            0 if down is None else down.shape[-1],
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the model's tensors."""
+        d = self.layer.d_model
+        shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (self.rows, d)}
+        for i in range(self.n_layers):
+            shapes[f"layers.{i}.norm.weight"] = (d,)
+            shapes |= {f"layers.{i}.mixer.{name}": shape for name, shape in self.layer.shapes().items()}
+            if self.width:
+                shapes |= {f"layers.{i}.norm2.weight": (d,), f"layers.{i}.mlp.fc1.weight": (2 * self.width, d)}
+                shapes[f"layers.{i}.mlp.fc2.weight"] = (d, self.width)
+        return shapes | {"norm_f.weight": (d,), "lm_head.weight": (self.rows, d)}
+
+
 class MambaSsm(Format):
     """mamba-ssm."""
 
@@ -97,46 +135,30 @@ class MambaSsm(Format):
     def read(self, source: Path, options: Options) -> Pretrained:
         foreign = read_foreign(source)
         state = keys.without(foreign.state, ("backbone.",), ())
-        table = state.get("embedding.weight")
-        if table is None:
-            raise keys.missing(source, "backbone.embedding.weight", WHAT)
-        n_layers = 1 + max((int(n.split(".")[1]) for n in state if n.startswith("layers.")), default=-1)
-        layer = _first_layer(foreign, state, n_layers)
-        state.setdefault("lm_head.weight", table)  # tied
-        keys.check(source, state, _shapes(layer, n_layers, len(table)), f"{WHAT}, {n_layers} of them")
-        config = with_overrides(from_tree(ExperimentConfig, _tree(foreign, layer, n_layers)), options.overrides)
-        default = foreign.setting("vocab_size") or len(table)
-        vocabulary = vocabulary_of(config, options, len(table), extra=0, default=default)
+        sizes = Sizes.of(foreign, state)
+        head = state.setdefault("lm_head.weight", state["embedding.weight"])
+        keys.check(source, state, sizes.shapes(), f"{WHAT}, {sizes.n_layers} of them")
+        tied = torch.equal(head, state["embedding.weight"])
+        config = with_overrides(from_tree(ExperimentConfig, _tree(foreign, sizes, tied)), options.overrides)
+        default = foreign.setting("vocab_size") or sizes.rows
+        vocabulary = vocabulary_of(config, options, sizes.rows, extra=0, default=default)
         tokenizer = tokenizer_of(config)
         begin = tokenizer.eot_id if tokenizer is not None else 0
         notes = [f"the input before the first token is the vector of id {begin}, taken for the end-of-text"]
-        ours = _ours(state, n_layers, vocabulary, begin, config.model.pad_vocabulary_to)
-        return Pretrained(config, vocabulary, ours, {"step": None, "weights": "as stored", "notes": notes})
+        ours = _ours(state, sizes, vocabulary, begin, padded(vocabulary + 1, config.model.pad_vocabulary_to))
+        if tied:
+            table = F.pad(ours["embed.weight"], (0, 0, 0, len(ours["head.weight"]) - vocabulary - 1))
+            ours |= {"embed.weight": table, "head.weight": table}
+        return Pretrained(config, vocabulary, ours, {"weights": "as stored", "notes": notes})
 
 
-def _first_layer(foreign: Foreign, state: Mapping[str, Tensor], n_layers: int) -> Layer:
-    prefix = "layers.0.mixer."
-    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    if not n_layers or not found:
-        raise keys.missing(foreign.source, f"backbone.{prefix}in_proj.weight", WHAT)
-    return Layer.of(f"{foreign.source}: {prefix}", found, int(foreign.setting("ssm_cfg.ngroups") or 1))
-
-
-def _shapes(layer: Layer, n_layers: int, rows: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (rows, layer.d_model)}
-    for i in range(n_layers):
-        shapes[f"layers.{i}.norm.weight"] = (layer.d_model,)
-        shapes |= {f"layers.{i}.mixer.{name}": shape for name, shape in layer.shapes().items()}
-    return shapes | {"norm_f.weight": (layer.d_model,), "lm_head.weight": (rows, layer.d_model)}
-
-
-def _tree(foreign: Foreign, layer: Layer, n_layers: int) -> dict[str, Any]:
-    mixer = layer.tree() | ({"d_per_channel": True} if layer.per_channel else {})
-    denoiser = {"name": "mamba", "n_layers": n_layers, "mlp_expansion": 0.0, "conditioning": "none", "mixer": mixer}
+def _tree(foreign: Foreign, sizes: Sizes, tied: bool) -> dict[str, Any]:
+    mlp = {"mlp": "swiglu", "mlp_width": sizes.width} if sizes.width else {"mlp_expansion": 0.0}
+    mixer = sizes.layer.tree()
     return {
         "name": foreign.source.stem,
-        "model": {"d_model": layer.d_model},
-        "denoiser": denoiser,
+        "model": {"d_model": sizes.layer.d_model, "tie_head": tied},
+        "denoiser": {"name": "mamba", "n_layers": sizes.n_layers, "conditioning": "none", "mixer": mixer, **mlp},
         "objective": "autoregressive",
         "sampler": "left_to_right",
         "training": {"ema_decay": 0.0},
@@ -144,11 +166,10 @@ def _tree(foreign: Foreign, layer: Layer, n_layers: int) -> dict[str, Any]:
 
 
 def _ours(
-    theirs: Mapping[str, Tensor], n_layers: int, vocabulary: int, begin: int, multiple: int
+    theirs: Mapping[str, Tensor], sizes: Sizes, vocabulary: int, begin: int, outputs: int
 ) -> dict[str, Tensor]:
     theirs = {name: value.to(torch.float32) for name, value in theirs.items()}
     table, head = theirs["embedding.weight"], theirs["lm_head.weight"][:vocabulary]
-    outputs = padded(vocabulary + 1, multiple)
     state = {
         "embed.weight": torch.cat((table[:vocabulary], table[begin : begin + 1])),
         "given": torch.zeros(table.shape[1]),
@@ -156,9 +177,13 @@ def _ours(
         "head.weight": F.pad(head, (0, 0, 0, outputs - vocabulary)),
         "head.bias": torch.zeros(outputs),
     }
-    for i in range(n_layers):
-        of, to = f"layers.{i}.", f"denoiser.stack.blocks.{i}.mixer."
-        state[f"{to}norm.weight"] = theirs[f"{of}norm.weight"]
-        mixer = {name.removeprefix(f"{of}mixer."): value for name, value in theirs.items() if name.startswith(of)}
-        state |= {f"{to}inner.{name}": value for name, value in mixer.items() if not name.startswith(of)}
+    for i in range(sizes.n_layers):
+        of, to = f"layers.{i}.", f"denoiser.stack.blocks.{i}."
+        state[f"{to}mixer.norm.weight"] = theirs[f"{of}norm.weight"]
+        state |= {f"{to}mixer.inner.{name}": theirs[f"{of}mixer.{name}"] for name in sizes.layer.shapes()}
+        if sizes.width:
+            value, gate = theirs[f"{of}mlp.fc1.weight"].chunk(2)
+            state[f"{to}mlp.norm.weight"] = theirs[f"{of}norm2.weight"]
+            state[f"{to}mlp.inner.up.weight"] = torch.cat((gate, value))  # ours has the gate first
+            state[f"{to}mlp.inner.down.weight"] = theirs[f"{of}mlp.fc2.weight"]
     return {name: value.contiguous() for name, value in state.items()}

@@ -21,13 +21,12 @@ class OwnRun(Format):
         if options.overrides or options.vocabulary:
             raise UserError("convert run: the run's own config goes with its weights; expected no key=value")
         loaded = load_run(source, ema=options.ema)
-        state = {name: value.cpu() for name, value in loaded.model.state_dict(keep_vars=True).items()}
-        vocabulary = loaded.model.vocabulary
+        state, vocabulary = loaded.model.state_dict(), loaded.model.vocabulary
         if is_export(source):
             found = read_folder(source)
             return Pretrained(found.config, vocabulary, state, found.facts)
         config = Run(source).saved_config()
-        config.training.ema_decay = loaded.ema
+        config.training.ema_decay, config.training.ema_decays = loaded.ema, ()
         return Pretrained(config, vocabulary, state, _facts(Run(source), loaded))
 
 
