@@ -155,6 +155,12 @@ VARIANTS = {
     "no validation": ["training.val_every=0", "training.checkpoint_every=5"],
     "live weights": ["training.ema_decay=0", "training.log_every=5", "training.samples=0"],
     "bfloat16": ["training.precision=bfloat16"],
+    "muon": [
+        "training.optimizer=muon",
+        "training.lr_schedule=wsd",
+        "training.lr_multipliers={embed: 3.0, denoiser.stack: 0.5}",
+        "training.ema_decays=[0.3, 0.05]",
+    ],
     "dimba": ["objective=gaussian", "denoiser={name: dimba, n_layers: 1, mixer: {inner: {head_dim: 16, d_state: 8}}}"],
 }
 

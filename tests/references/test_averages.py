@@ -11,7 +11,7 @@ from diffusion_lm.schedules.learned import Learned, LearnedConfig
 from diffusion_lm.training.averaging import Average, averaged
 from diffusion_lm.training.config import TrainingConfig
 
-FIRST, OTHERS, STEPS, ACCUMULATE = 0.7, (0.95, 0.2), 12, 2
+FIRST, OTHERS, STEPS, ACCUMULATE = 0.3, (0.95, 0.2), 12, 2
 
 
 class Net(lightning.LightningModule):
