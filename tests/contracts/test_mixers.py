@@ -19,6 +19,8 @@ def cases() -> list:
         cls = config_class("mixers", name)
         switches = [f.name for f in fields(cls) if f.default is False]
         found += [pytest.param(cls(), id=name), *[pytest.param(cls(**{s: True}), id=f"{name}-{s}") for s in switches]]
+        if "n_kv_heads" in cls.__dataclass_fields__:
+            found.append(pytest.param(cls(n_kv_heads=2, head_dim=16), id=f"{name}-grouped"))
         if "n_groups" in cls.__dataclass_fields__:
             found.append(pytest.param(cls(n_groups=2, head_dim=32), id=f"{name}-groups"))
     return found
