@@ -3,7 +3,6 @@
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 
 from diffusion_lm.errors import UserError
@@ -22,8 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
         source, Options(arguments.overrides, arguments.ema, arguments.vocabulary)
     )
     found.facts.setdefault("source", {"format": arguments.format, "path": str(source)})
-    command = shlex.join(["python", "-m", "diffusion_lm", *sys.argv[1:]])
-    facts = write_folder(out, found, command)
+    facts = write_folder(out, found, _command(arguments))
     if arguments.json:
         print(json.dumps({"out": str(out), **facts}))
         return 0
@@ -31,3 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
     for note in facts["notes"]:
         print(f"  note        {note}")
     return 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What was typed, for the card."""
+    words = ["python", "-m", "diffusion_lm", "convert", arguments.format, arguments.source, *arguments.overrides]
+    for name in ("out", "ema", "vocabulary"):
+        value = getattr(arguments, name)
+        words += [] if value is None else [f"--{name}", f"{value:g}" if name == "ema" else str(value)]
+    return shlex.join(words)
