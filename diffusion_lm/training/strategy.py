@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from diffusion_lm.errors import UserError
 from diffusion_lm.layers.stack import Stack
 from diffusion_lm.training.averaging import Average
 from diffusion_lm.training.config import TrainingConfig
@@ -41,6 +42,16 @@ def make_strategy(training: TrainingConfig) -> str | Strategy:
         return FullyShard(world)
     # a step without prompts leaves out the parameters that only prompts use
     return "ddp_find_unused_parameters_true"
+
+
+def check_shares(module: nn.Module, training: TrainingConfig) -> None:
+    """Refuse to share out what has no parts. Raises `UserError`."""
+    single = [name for name, parameter in module.named_parameters() if not parameter.dim()]
+    if training.strategy == "fsdp" and single:
+        raise UserError(
+            f"training.strategy: got fsdp, but {single[0]} is a single number, which cannot be shared out; set "
+            "training.strategy=ddp"
+        )
 
 
 class FullyShard(ModelParallelStrategy):

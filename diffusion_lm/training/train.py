@@ -24,6 +24,7 @@ from diffusion_lm.training.hparams import flat_hparams
 from diffusion_lm.training.result import finish, summary
 from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run, changes
 from diffusion_lm.training.signals import StopSignal
+from diffusion_lm.training.strategy import check_shares
 from diffusion_lm.training.trainer import make_trainer, quiet
 
 EXIT_CODES = {FINISHED: 0, PRUNED: 3, INTERRUPTED: 75}
@@ -77,7 +78,9 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
     for split in SPLITS:
         open_split(config.data, split)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    return DiffusionModule(config, info), info
+    module = DiffusionModule(config, info)
+    check_shares(module, training)
+    return module, info
 
 
 def train(config: ExperimentConfig, run: Run) -> int:
