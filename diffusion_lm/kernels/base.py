@@ -6,16 +6,41 @@ names the packages and devices that it needs; asking for one that is missing is 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from diffusion_lm.backends import Backend, backend_choice, backend_class, choose_backend
-from diffusion_lm.shapes import Float, Tensor
+from diffusion_lm.shapes import Float, Segment, Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerLayer:
+    """Weights and options of what a Mamba-2 layer does between its input projection and its output: a kernel that
+    serves all of it at once takes them from here."""
+
+    conv_weight: Float[Tensor, "K W"]
+    conv_bias: Float[Tensor, "K"] | None
+    dt_bias: Float[Tensor, "H"]
+    dt_limit: tuple[float, float]
+    A: Float[Tensor, "H"]
+    D: Float[Tensor, "H"] | Float[Tensor, "H P"]
+    norm_weight: Float[Tensor, "I"] | None
+    norm_eps: float
+    norm_before_gate: bool
+    n_groups: int
+    head_dim: int
+    chunk_size: int
 
 
 class ScanKernel(Backend, ABC):
     """One implementation of the scan."""
+
+    reverses: ClassVar[bool] = False
+    """Whether a scan backwards costs no flipped copies of its inputs."""
 
     @abstractmethod
     def scan(
@@ -25,9 +50,31 @@ class ScanKernel(Backend, ABC):
         A: Float[Tensor, "H"],
         B: Float[Tensor, "B L G N"],
         C: Float[Tensor, "B L G N"],
+        *,
         chunk_size: int,
-    ) -> Float[Tensor, "B L H P"]:
-        """y for every position, in the dtype of x. `dt` is already positive, `A` negative."""
+        D: Float[Tensor, "H"] | Float[Tensor, "H P"] | None = None,
+        segment: Segment | None = None,
+        initial_state: Float[Tensor, "B H P N"] | None = None,
+        want_state: bool = False,
+        reverse: bool = False,
+    ) -> tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"] | None]:
+        """y + D x for every position, in the dtype of x, and the state after the last one (None unless wanted).
+
+        `dt` is already positive, `A` negative. The state starts afresh where `segment` changes; an initial state
+        belongs to the segment of the first position. `reverse` runs from the last position to the first, and first
+        and last change places.
+        """
+
+    def fused(
+        self,
+        projected: Float[Tensor, "B L E"],
+        layer: InnerLayer,
+        out_proj: nn.Linear | None,
+        segment: Segment | None,
+    ) -> Float[Tensor, "B L D"] | None:
+        """Convolution, scan, gated norm and, if given, output projection of z, x, B, C, dt side by side; None where
+        the kernel has no such path for these sizes."""
+        return None
 
 
 def kernel_choice() -> Any:
@@ -43,6 +90,12 @@ def kernel_class(name: str) -> type[ScanKernel]:
 def choose_kernel(name: str, device: str) -> str:
     """`name` if it can run on `device`; for ``auto`` the best that can. Raises `UserError` naming what is missing."""
     return choose_backend("kernels", name, device)
+
+
+def runs_of(segment: Segment) -> Segment:
+    """Documents numbered 0, 1, ... along the row, so that the id of an earlier one never comes back."""
+    changes = segment[:, 1:] != segment[:, :-1]
+    return F.pad(changes.cumsum(1), (1, 0)).to(torch.int32)
 
 
 def check_groups(x: torch.Tensor, B: torch.Tensor) -> int:

@@ -11,17 +11,20 @@ from diffusion_lm.shapes import Float, Tensor
 
 
 class GatedRMSNorm(nn.Module):
-    """norm(y * silu(z)) * weight, the norm over groups of channels (Mamba-2, arXiv 2405.21060, section 7.1)."""
+    """norm(y * silu(z)) * weight, the norm over groups of channels (Mamba-2, arXiv 2405.21060, section 7.1); with
+    `before_gate`, norm(y) * weight * silu(z)."""
 
-    def __init__(self, channels: int, groups: int = 1, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, groups: int = 1, eps: float = 1e-5, before_gate: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
-        self.groups, self.eps = groups, eps
+        self.groups, self.eps, self.before_gate = groups, eps, before_gate
 
     def forward(self, y: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        gated = (wide(y) * nn.functional.silu(wide(z))).unflatten(-1, (self.groups, -1))
+        gate = nn.functional.silu(wide(z))
+        gated = (wide(y) if self.before_gate else wide(y) * gate).unflatten(-1, (self.groups, -1))
         scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
-        return (scaled.flatten(-2) * self.weight).to(y.dtype)
+        scaled = scaled.flatten(-2) * self.weight
+        return (scaled * gate if self.before_gate else scaled).to(y.dtype)
 
 
 def rms_norm(channels: int, *, affine: bool = True) -> nn.RMSNorm:

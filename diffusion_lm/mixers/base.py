@@ -28,6 +28,10 @@ class Context:
     """What mixers have prepared for themselves and others like them, from the length and the segments, by a key of
     theirs; for other segments make a new context."""
 
+    def flipped(self) -> "Context":
+        """That of the row from its end to its start."""
+        return self if self.segment is None else Context(self.segment.flip(1))
+
 
 ONE_DOCUMENT = Context()
 """Nothing but the input."""
@@ -50,6 +54,10 @@ class SequenceMixer(nn.Module, ABC):
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
         """Mix over the positions of a segment. [B, L, D] -> [B, L, D]"""
 
+    def backwards(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
+        """The mixer run from the last position to the first."""
+        return self(x.flip(1), context.flipped()).flip(1)
+
 
 def check_sizes(config: Any, *names: str) -> None:
     """Refuse sizes below 1."""
@@ -69,6 +77,15 @@ class MixerConfig:
 
     def family(self) -> str:
         """What it is built of: ``attention`` or ``mamba``. A denoiser's name promises one or both."""
+        raise NotImplementedError
+
+    def projections(self, d_model: int) -> int | None:
+        """Parameters of the projections into and out of the mixer, where it can be run between them (`in_proj`, `mix`,
+        `out_proj`); None where it cannot."""
+        return None
+
+    def projection_flops(self, d_model: int) -> tuple[int, int]:
+        """Operations per position of the projection in and of that out."""
         raise NotImplementedError
 
     def parameters(self, d_model: int) -> int:

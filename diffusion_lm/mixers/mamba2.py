@@ -1,21 +1,24 @@
 """mamba2: the Mamba-2 mixer (Dao and Gu, arXiv 2405.21060, section 7), causal.
 
 in_proj gives gate z, input x, B, C and step dt; a short causal convolution and a SiLU over (x, B, C); the state-space
-scan; the skip D x; a gated RMSNorm; out_proj. Parameters carry mamba-ssm's names and shapes.
+scan; the skip D x; a gated RMSNorm; out_proj. Parameters and options carry mamba-ssm's names, shapes and starting
+values. Nothing crosses the boundary of a document: neither the convolution nor the state.
 """
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_lm.kernels.base import kernel_choice, kernel_class
+from diffusion_lm.kernels.base import InnerLayer, kernel_choice, kernel_class
+from diffusion_lm.layers.convolution import convolve
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
 from diffusion_lm.precision import wide
-from diffusion_lm.shapes import Hidden
+from diffusion_lm.shapes import Float, Hidden, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
@@ -32,11 +35,42 @@ class Mamba2Config(MixerConfig):
     """Width of the causal convolution."""
     chunk_size: int = 64
     """Positions per chunk of the scan; changes speed, not results."""
+    rmsnorm: bool = True
+    """A gated RMSNorm before out_proj; without it the gate alone."""
+    norm_before_gate: bool = False
+    """Norm, then gate, instead of the norm of what is gated."""
+    D_has_hdim: bool = False
+    """A skip weight per channel instead of one per head."""
+    bias: bool = False
+    """Biases in in_proj and out_proj."""
+    conv_bias: bool = True
+    """Biases in the convolution."""
+    dt_min: float = 0.001
+    """Steps start log-uniformly between this one..."""
+    dt_max: float = 0.1
+    """...and this one."""
+    dt_init_floor: float = 1e-4
+    """No step starts below it."""
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+    """Steps are kept within these bounds."""
+    A_init_range: tuple[float, float] = (1.0, 16.0)
+    """-A starts uniformly between these."""
     kernel: str = kernel_choice()
     """Scan implementation: a file of kernels/, or auto by device."""
 
     def __post_init__(self) -> None:
         check_sizes(self, "d_state", "expand", "head_dim", "n_groups", "d_conv", "chunk_size")
+        for name, (low, high) in (("dt_min, dt_max", (self.dt_min, self.dt_max)), ("A_init_range", self.A_init_range)):
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"{name}: got {low}, {high}, expected two numbers above 0, the second no less")
+        low, high = self.dt_limit
+        if not (0 <= low < high and self.dt_init_floor > 0):
+            raise ValueError(
+                f"dt_limit, dt_init_floor: got {low}, {high}, {self.dt_init_floor}, expected a lower bound of at least "
+                "0, a larger upper bound and a floor above 0"
+            )
+        if self.norm_before_gate and not self.rmsnorm:
+            raise ValueError("norm_before_gate: got true without a norm, expected rmsnorm: true beside it")
 
     def is_causal(self) -> bool:
         return True
@@ -48,19 +82,38 @@ class Mamba2Config(MixerConfig):
         """Number of heads."""
         return self.expand * d_model // self.head_dim
 
+    def projections(self, d_model: int) -> int:
+        inner, biases = self.expand * d_model, self.bias * (self._projected(d_model) + d_model)
+        return d_model * (self._projected(d_model) + inner) + biases
+
+    def projection_flops(self, d_model: int) -> tuple[int, int]:
+        return 2 * d_model * self._projected(d_model), 2 * self.expand * d_model * d_model
+
     def parameters(self, d_model: int) -> int:
         inner, heads = self.expand * d_model, self.heads(d_model)
         convolved = inner + 2 * self.n_groups * self.d_state
-        projections = d_model * (inner + convolved + heads) + inner * d_model
-        return projections + convolved * (self.d_conv + 1) + 3 * heads + inner
+        skip = inner if self.D_has_hdim else heads
+        own = convolved * (self.d_conv + self.conv_bias) + 2 * heads + skip + self.rmsnorm * inner
+        return self.projections(d_model) + own
 
     def flops_per_token(self, d_model: int, length: int) -> int:
         inner, chunk = self.expand * d_model, min(self.chunk_size, length)
-        convolved = inner + 2 * self.n_groups * self.d_state
-        projections = 2 * (d_model * (inner + convolved + self.heads(d_model)) + inner * d_model)
         within = 2 * chunk * (self.n_groups * self.d_state + inner)
         between = 4 * self.d_state * inner if length > chunk else 0
-        return projections + within + between
+        return sum(self.projection_flops(d_model)) + within + between
+
+    def _projected(self, d_model: int) -> int:
+        """Width of what in_proj gives."""
+        return 2 * self.expand * d_model + 2 * self.n_groups * self.d_state + self.heads(d_model)
+
+
+class Mamba2State(NamedTuple):
+    """What a text so far leaves for the text that follows it."""
+
+    convolved: Float[Tensor, "B past K"]
+    """The last d_conv - 1 inputs of the convolution."""
+    scanned: Float[Tensor, "B H P N"]
+    """The state of the scan."""
 
 
 class Mamba2(SequenceMixer):
@@ -78,38 +131,111 @@ class Mamba2(SequenceMixer):
         self.state = config.n_groups * config.d_state
         convolved = inner + 2 * self.state
         self.kernel = kernel_class("torch" if config.kernel == "auto" else config.kernel)()
-        self.in_proj = nn.Linear(d_model, inner + convolved + heads, bias=False)
-        self.conv1d = nn.Conv1d(convolved, convolved, config.d_conv, groups=convolved, padding=config.d_conv - 1)
+        self.in_proj = nn.Linear(d_model, inner + convolved + heads, bias=config.bias)
+        self.conv1d = nn.Conv1d(
+            convolved, convolved, config.d_conv, groups=convolved, padding=config.d_conv - 1, bias=config.conv_bias
+        )
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
-        self.D = nn.Parameter(torch.ones(heads))
-        self.norm = GatedRMSNorm(inner, config.n_groups)
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.D = nn.Parameter(torch.ones(inner if config.D_has_hdim else heads))
+        if config.rmsnorm:
+            self.norm = GatedRMSNorm(inner, config.n_groups, before_gate=config.norm_before_gate)
+        self.out_proj = nn.Linear(inner, d_model, bias=config.bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """mamba-ssm's starting values: A in [1, 16], softplus(dt_bias) log-uniform in [1e-3, 1e-1]."""
+        """mamba-ssm's starting values: by default A in [1, 16], softplus(dt_bias) log-uniform in [1e-3, 1e-1]."""
+        config = self.config
         with torch.no_grad():
-            self.A_log.uniform_(1, 16).log_()
-            step = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_()
+            self.A_log.uniform_(*config.A_init_range).log_()
+            step = torch.empty_like(self.dt_bias).uniform_(math.log(config.dt_min), math.log(config.dt_max)).exp_()
+            step.clamp_(min=config.dt_init_floor)
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
 
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
-        z, mixed, dt = self.in_proj(x).split((self.inner, self.inner + 2 * self.state, self.heads), -1)
-        mixed = F.silu(self._convolve(mixed))
-        x, B, C = mixed.split((self.inner, self.state, self.state), -1)
-        x = x.unflatten(-1, (self.heads, -1))  # [B, L, H, P]
-        B, C = (v.unflatten(-1, (self.config.n_groups, -1)) for v in (B, C))  # [B, L, G, N]
-        dt = F.softplus(wide(dt) + wide(self.dt_bias))
-        y = self.kernel.scan(x, dt, -torch.exp(wide(self.A_log)), B, C, self.config.chunk_size)
-        y = y + x * self.D.to(x.dtype).unsqueeze(-1)
-        return self.out_proj(self.norm(y.flatten(2), z))
+        projected = self.in_proj(x)
+        y = self.kernel.fused(projected, self._layer(), self.out_proj, context.segment)
+        return self.out_proj(self._parts(projected, context)[0]) if y is None else y
 
-    def _convolve(self, x: Hidden) -> Hidden:
-        """The causal depthwise convolution, as d_conv shifted products: faster than Conv1d on CPU, and exact."""
-        taps = self.conv1d.weight.squeeze(1)  # [channels, d_conv]
-        padded = F.pad(x, (0, 0, taps.shape[1] - 1, 0))
-        y = self.conv1d.bias + padded[:, : x.shape[1]] * taps[:, 0]
-        for tap in range(1, taps.shape[1]):
-            y = y + padded[:, tap : tap + x.shape[1]] * taps[:, tap]
-        return y.to(x.dtype)
+    def backwards(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
+        if not self.kernel.reverses:
+            return super().backwards(x, context)
+        return self.out_proj(self._parts(self.in_proj(x), context, reverse=True)[0])
+
+    def mix(
+        self, projected: Float[Tensor, "B L E"], context: Context = ONE_DOCUMENT, reverse: bool = False
+    ) -> Float[Tensor, "B L I"]:
+        """What lies between in_proj and out_proj, in either direction."""
+        if self.kernel.reverses:
+            return self._parts(projected, context, reverse)[0]
+        if reverse:
+            return self.mix(projected.flip(1), context.flipped()).flip(1)
+        y = self.kernel.fused(projected, self._layer(), None, context.segment)
+        return self._parts(projected, context)[0] if y is None else y
+
+    def resume(
+        self, x: Hidden, state: Mamba2State | None = None, context: Context = ONE_DOCUMENT
+    ) -> tuple[Hidden, Mamba2State]:
+        """Outputs for a text that goes on where `state` was left, and the state that it leaves itself."""
+        if state is None:
+            none = x.new_zeros(len(x), self.config.d_conv - 1, self.inner + 2 * self.state)
+            state = Mamba2State(none, x.new_zeros(len(x), self.heads, self.config.head_dim, self.config.d_state))
+        y, left = self._parts(self.in_proj(x), context, state=state)
+        return self.out_proj(y), left
+
+    def _layer(self) -> InnerLayer:
+        config = self.config
+        return InnerLayer(
+            conv_weight=self.conv1d.weight.squeeze(1),
+            conv_bias=self.conv1d.bias,
+            dt_bias=self.dt_bias,
+            dt_limit=tuple(config.dt_limit),
+            A=-torch.exp(wide(self.A_log)),
+            D=self._skip(),
+            norm_weight=self.norm.weight if config.rmsnorm else None,
+            norm_eps=self.norm.eps if config.rmsnorm else 1e-5,
+            norm_before_gate=config.norm_before_gate,
+            n_groups=config.n_groups,
+            head_dim=config.head_dim,
+            chunk_size=config.chunk_size,
+        )
+
+    def _skip(self) -> Float[Tensor, "H"] | Float[Tensor, "H P"]:
+        return self.D.unflatten(0, (self.heads, -1)) if self.config.D_has_hdim else self.D
+
+    def _parts(
+        self,
+        projected: Float[Tensor, "B L E"],
+        context: Context,
+        reverse: bool = False,
+        state: Mamba2State | None = None,
+    ) -> tuple[Float[Tensor, "B L I"], Mamba2State | None]:
+        """Convolution, scan and gated norm one after the other."""
+        config = self.config
+        z, new, dt = projected.split((self.inner, self.inner + 2 * self.state, self.heads), -1)
+        before, left = 0 if reverse else config.d_conv - 1, None if state is None else state.convolved
+        mixed = F.silu(convolve(new, self.conv1d.weight, self.conv1d.bias, before, context.segment, left, reverse))
+        x, B, C = mixed.split((self.inner, self.state, self.state), -1)
+        y, scanned = self.kernel.scan(
+            x.unflatten(-1, (self.heads, -1)),
+            self._steps(dt),
+            -torch.exp(wide(self.A_log)),
+            B.unflatten(-1, (config.n_groups, -1)),
+            C.unflatten(-1, (config.n_groups, -1)),
+            chunk_size=config.chunk_size,
+            D=self._skip(),
+            segment=context.segment,
+            initial_state=None if state is None else state.scanned,
+            want_state=state is not None,
+            reverse=reverse,
+        )
+        y = self.norm(y.flatten(2), z) if config.rmsnorm else y.flatten(2) * F.silu(z)
+        if state is None:
+            return y, None
+        past = torch.cat((state.convolved, new), 1)[:, new.shape[1] :]
+        return y, Mamba2State(past, scanned)
+
+    def _steps(self, dt: Float[Tensor, "B L H"]) -> Float[Tensor, "B L H"]:
+        dt = F.softplus(wide(dt) + wide(self.dt_bias))
+        low, high = self.config.dt_limit
+        return dt if (low, high) == (0.0, math.inf) else dt.clamp(low, high)

@@ -51,7 +51,7 @@ def gradients(y: torch.Tensor, of: list) -> list:
 
 
 def compare(name: str, values: list, chunk_size: int) -> None:
-    y = kernel_class(name)().scan(*values, chunk_size)
+    y = kernel_class(name)().scan(*values, chunk_size=chunk_size)[0]
     expected = recurrence(*values)
     assert y.dtype == values[0].dtype
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
@@ -73,15 +73,15 @@ def test_equals_the_recurrence_with_its_gradients(name, groups, length, chunk_si
 def test_the_chunk_size_changes_nothing(name, groups):
     values = inputs(50, groups, seed=3)
     kernel = kernel_class(name)()
-    whole = kernel.scan(*values, 64)
+    whole = kernel.scan(*values, chunk_size=64)[0]
     for chunk_size in (1, 7, 16, 50):
-        torch.testing.assert_close(kernel.scan(*values, chunk_size), whole, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(kernel.scan(*values, chunk_size=chunk_size)[0], whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", USABLE)
 def test_float32_is_close_to_the_recurrence_over_a_long_text(name):
     values = inputs(300, 2, seed=5)
-    y = kernel_class(name)().scan(*(v.float() for v in values), 64)
+    y = kernel_class(name)().scan(*(v.float() for v in values), chunk_size=64)[0]
     assert y.dtype == torch.float32
     torch.testing.assert_close(y.double(), recurrence(*values), rtol=1e-3, atol=1e-4)
 
@@ -90,7 +90,7 @@ def test_float32_is_close_to_the_recurrence_over_a_long_text(name):
 def test_states_that_are_forgotten_at_once_make_no_nan(name):
     values = inputs(40, seed=6)
     values[1] = (values[1].detach() * 0 + 50).requires_grad_()
-    y = kernel_class(name)().scan(*values, 16)
+    y = kernel_class(name)().scan(*values, chunk_size=16)[0]
     assert y.isfinite().all()
     assert all(g.isfinite().all() for g in gradients(y, values))
     torch.testing.assert_close(y, recurrence(*values), rtol=1e-4, atol=1e-4)
@@ -100,7 +100,7 @@ def test_states_that_are_forgotten_at_once_make_no_nan(name):
 def test_bfloat16_stays_close(name):
     values = [v.detach() for v in inputs(40, 2, seed=7)]
     x, dt, A, B, C = values
-    y = kernel_class(name)().scan(x.bfloat16(), dt.float(), A.float(), B.bfloat16(), C.bfloat16(), 16)
+    y = kernel_class(name)().scan(x.bfloat16(), dt.float(), A.float(), B.bfloat16(), C.bfloat16(), chunk_size=16)[0]
     assert y.dtype == torch.bfloat16
     expected = recurrence(*values)
     assert (y.double() - expected).norm() < 0.02 * expected.norm()
