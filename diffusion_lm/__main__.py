@@ -5,6 +5,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from diffusion_lm.errors import Parser, run_command
 
@@ -17,11 +18,20 @@ FOREIGN = (
 )
 
 
+Commands = Any  # argparse._SubParsersAction: argparse has no public name for it
+
+
 def parser() -> argparse.ArgumentParser:
     """The commands and their arguments; nothing heavy is imported for --help."""
     root = Parser(prog="python -m diffusion_lm", description=__doc__)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (_train, _evaluate, _generate, _describe, _convert, _benchmark):
+        for one in command(commands):
+            one.add_argument("--json", action="store_true", help="print one JSON object for programs")
+    return root
 
+
+def _train(commands: Commands) -> list[argparse.ArgumentParser]:
     train = commands.add_parser(
         "train",
         help="train an experiment, or go on with a run",
@@ -30,7 +40,10 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("experiment")
     train.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    return [train]
 
+
+def _evaluate(commands: Commands) -> list[argparse.ArgumentParser]:
     evaluate = commands.add_parser("evaluate", help="the likelihood bound of a run, with its standard error")
     evaluate.add_argument("run", help="a run folder")
     evaluate.add_argument("run_b", nargs="?", metavar="RUN_B", help="another, to compare with sequence by sequence")
@@ -52,7 +65,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--sequences", type=int, default=0, help="sequences at most; 0 is the run's own number, or all"
     )
+    return [evaluate]
 
+
+def _generate(commands: Commands) -> list[argparse.ArgumentParser]:
     generate = commands.add_parser("generate", help="draw text from a run")
     generate.add_argument("run", help="a run folder")
     generate.add_argument(
@@ -63,7 +79,10 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--prompt", default="", help="text that every sample begins with")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--ema", type=float, metavar="DECAY", help=EMA)
+    return [generate]
 
+
+def _describe(commands: Commands) -> list[argparse.ArgumentParser]:
     describe = commands.add_parser(
         "describe", help="parts, parameters, FLOPs per token and tokens planned of an experiment"
     )
@@ -80,7 +99,10 @@ def parser() -> argparse.ArgumentParser:
     )
     describe.add_argument("--arms", metavar="NAME,...", help="denoisers to size side by side (the experiment's own)")
     describe.add_argument("--d-model", type=int, default=0, help="of all arms, instead of the rule's")
+    return [describe]
 
+
+def _convert(commands: Commands) -> list[argparse.ArgumentParser]:
     convert = commands.add_parser(
         "convert",
         help="weights of a run, or that others trained, as a folder of safetensors",
@@ -95,7 +117,10 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--vocabulary", type=int, metavar="IDS", help="ids of the tokenizer, where this project does not have it"
     )
+    return [convert]
 
+
+def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
     benchmark = commands.add_parser("benchmark", help="speed and memory of a part, its variants side by side")
     things = benchmark.add_subparsers(dest="thing", required=True, metavar="THING")
     head = things.add_parser("head", help="a training step with the head on the scored rows, against all rows")
@@ -111,10 +136,7 @@ def parser() -> argparse.ArgumentParser:
     for thing in (head, denoiser):
         thing.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
         thing.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
-
-    for command in (train, evaluate, generate, describe, convert, head, denoiser):
-        command.add_argument("--json", action="store_true", help="print one JSON object for programs")
-    return root
+    return [head, denoiser]
 
 
 def main(argv: list[str]) -> int:
