@@ -13,8 +13,11 @@ from diffusion_lm.objectives.base import Bound, Objective
 from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise, Stream, stratified_levels
 from diffusion_lm.readouts import Readout
-from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
 from diffusion_lm.shapes import Bool, Float, Rows, Tensor, Times, Tokens
+
+LEAST_SHARE = 0.05
+"""Of masks, and of random tokens, at the position that is replaced for certain. More of the rarer kind would make up
+for variance that the usual mixtures do not have."""
 
 
 @dataclass(frozen=True)
@@ -79,29 +82,28 @@ def tokens_scored(drawn: Corrupted) -> Rows:
     return (~drawn.given).sum(1).float()
 
 
-def whole_range(process: DiscreteProcess) -> DiscreteProcess:
-    """The process with alpha falling from 1 to 0: a bound depends on the schedule only through its ends."""
-    return process.over(LogLinear(LogLinearConfig(eps=0.0)))
-
-
 def draw_states(process: DiscreteProcess, x_0: Tokens, t: Times, noise: Noise) -> Drawn:
     """x_t, in half of the draws with one position, chosen uniformly, that is replaced for certain.
 
-    The integrands grow as 1 / u at replaced positions when the replaced share u goes to 0, and plain draws of them have
-    infinite variance. With k of L positions replaced, this draw's weight 2 L u / (L u + k) keeps k / u bounded.
+    The integrands grow as 1 / m at masked positions when the mask's mass m goes to 0, and as 1 / u at random tokens
+    with theirs, u: plain draws have infinite variance. The chosen position is the mask with probability f, the mask's
+    share of the noise but not less than `LEAST_SHARE` of either kind that there is. With k masks and n random tokens
+    among L positions this draw's weight 2 L / (L + k f / m + n (1 - f) / u) keeps k / m and n / u bounded.
     """
     length = x_0.shape[1]
     masses = process.masses(t)
-    u = 1 - masses.alpha
-    replaced = noise.uniform(Stream.CORRUPT, length) < u
+    total, random = 1 - masses.alpha, process.vocabulary * masses.token
+    plain = (masses.mask / total.clamp(min=SMALLEST)).clamp(0.0, 1.0)
+    share = torch.where((masses.mask > 0) & (random > 0), plain.clamp(LEAST_SHARE, 1 - LEAST_SHARE), plain)
     choice = noise.uniform(Stream.FORCE, 2)
     place = (choice[:, :1] * length).long()
     forced = (torch.arange(length, device=x_0.device) == place) & (choice[:, 1:] < 0.5)
-    replaced = replaced | forced
-    mask_share = (masses.mask / u.clamp(min=SMALLEST)).clamp(0.0, 1.0)
-    x_t = torch.where(replaced, process.draw_noise(x_0, mask_share, noise), x_0)
-    expected = (length * u).squeeze(1)
-    return Drawn(x_t, t, 2 * expected / (expected + replaced.sum(1)))
+    replaced = forced | (noise.uniform(Stream.CORRUPT, length) < total)
+    x_t = torch.where(replaced, process.draw_noise(x_0, torch.where(forced, share, plain), noise), x_0)
+    masked = process.is_masked(x_t)
+    of_masks = masked.sum(1, keepdim=True) * share / masses.mask.clamp(min=SMALLEST)
+    of_tokens = (replaced & ~masked).sum(1, keepdim=True) * (1 - share) / random.clamp(min=SMALLEST)
+    return Drawn(x_t, t, (2 * length / (length + of_masks + of_tokens)).squeeze(1))
 
 
 def bound_on_levels(

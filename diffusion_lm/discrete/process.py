@@ -113,6 +113,8 @@ class DiscreteProcess(Process):
     discrete = True
     absorbing: ClassVar[bool] = False
     """Whether noise is the mask alone, so that every token that is not the mask is right."""
+    reach: float = 40.0
+    """Log-odds of the schedule's alpha beyond which nothing changes in float64."""
 
     @abstractmethod
     def masses(self, t: Times) -> Masses:

@@ -18,8 +18,8 @@ from diffusion_lm.discrete.objective import (
     check_t_min,
     mean_entropy,
     tokens_scored,
-    whole_range,
 )
+from diffusion_lm.discrete.whole_range import whole_range
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted
 from diffusion_lm.objectives.base import Bound, Loss

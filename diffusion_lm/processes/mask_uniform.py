@@ -6,15 +6,18 @@ With a the schedule's alpha, c = B (a (1 - a))^(gamma / 2), B = 2^gamma p / (1 -
 
 GIDD (arXiv 2503.04482), equations 6 and 7, with a = 1 - t. p is the share of random tokens at a = 1/2; at both ends
 there are none. Rates of arrival: -a' / (a C) at the mask, -(a' c / C) ((1 - gamma / 2) / a + (gamma / 2) / (1 - a)) at
-random tokens (derived from the general form in `discrete`).
+random tokens (derived from the general form in `discrete`). All of it is computed from the log-odds ln(a / (1 - a)):
+for small gamma the random tokens are there before 1 - a can be told from 0.
 """
 
+import math
 from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import logsigmoid
 
 from diffusion_lm.discrete.process import DiscreteProcess, Masses
 from diffusion_lm.shapes import Times
-
-SMALL = 1e-12
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,7 +25,8 @@ class MaskUniformConfig:
     uniform_share: float = 0.1
     """Share p of random tokens where a = 1/2 (p_u in the paper); 0 is the masked process."""
     gamma: float = 1.0
-    """Exponent of the time course of random tokens."""
+    """Exponent of the time course of random tokens. The smaller, the earlier they come: below about 0.5 much of the
+    bound lies at noise levels that a schedule passes before the objective's t_min."""
 
     def __post_init__(self) -> None:
         if not 0 < self.uniform_share < 1:
@@ -30,8 +34,8 @@ class MaskUniformConfig:
                 f"uniform_share: got {self.uniform_share}, expected more than 0 and less than 1; at 0 and 1 these are "
                 "the processes masked and uniform"
             )
-        if not 0 < self.gamma <= 2:
-            raise ValueError(f"gamma: got {self.gamma}, expected more than 0 and at most 2")
+        if not 1e-3 <= self.gamma <= 2:
+            raise ValueError(f"gamma: got {self.gamma}, expected 0.001 to 2")
 
 
 class MaskUniform(DiscreteProcess):
@@ -43,26 +47,40 @@ class MaskUniform(DiscreteProcess):
     def symbols(self) -> int:
         return self.vocabulary + 1
 
+    @property
+    def reach(self) -> float:
+        """Random tokens go as (1 - a)^(gamma / 2): down to 1e-17 of them, whatever B is."""
+        return 40 + (40 + abs(math.log(self._scale()))) * 2 / self.config.gamma
+
     def masses(self, t: Times) -> Masses:
-        a = self.schedule.alpha(t)
-        c = self._uniform(a)
-        return Masses(a / (1 + c), (1 - a) / (1 + c), c / (1 + c) / self.vocabulary)
+        a, rest, c = self._parts(self.schedule.log_snr(t))
+        return Masses(a / (1 + c), rest / (1 + c), c / (1 + c) / self.vocabulary)
 
     def rates(self, t: Times) -> tuple[Times, Times]:
-        a, fall = self.schedule.alpha(t), -self.schedule.alpha_prime(t)
-        c = self._uniform(a)
+        log_odds, fall = self._odds(t)
+        a, rest, c = self._parts(log_odds)
         half = self.config.gamma / 2
-        growth = (1 - half) / a.clamp(min=SMALL) + half / (1 - a).clamp(min=SMALL)
-        return fall / (a.clamp(min=SMALL) * (1 + c)), fall * c / (1 + c) * growth / self.vocabulary
+        to_token = c / (1 + c) * ((1 - half) * rest + half * a) / self.vocabulary
+        return fall * rest / (1 + c), fall * to_token
 
     def alpha_prime(self, t: Times) -> Times:
-        """a' / C - a C' / C^2, C' = c (gamma / 2) a' (1 / a - 1 / (1 - a))."""
-        a, slope = self.schedule.alpha(t), self.schedule.alpha_prime(t)
-        c = self._uniform(a)
-        change = c * self.config.gamma / 2 * slope * (1 / a.clamp(min=SMALL) - 1 / (1 - a).clamp(min=SMALL))
-        return slope / (1 + c) - a * change / (1 + c) ** 2
+        """a' / C - a C' / C^2 with a' = -f a (1 - a) and C' = c (gamma / 2) f (2 a - 1), f the fall of the log-odds."""
+        log_odds, fall = self._odds(t)
+        a, rest, c = self._parts(log_odds)
+        return -fall * a * (rest * (1 + c) + c * self.config.gamma / 2 * (a - rest)) / (1 + c) ** 2
 
-    def _uniform(self, a: Times) -> Times:
-        """c."""
-        p, gamma = self.config.uniform_share, self.config.gamma
-        return 2**gamma * p / (1 - p) * (a * (1 - a)).clamp(min=0.0) ** (gamma / 2)
+    def _odds(self, t: Times) -> tuple[Times, Times]:
+        """ln(a / (1 - a)), and how fast it falls; at an end where it is infinite nothing arrives any more."""
+        log_odds = self.schedule.log_snr(t)
+        fall = -self.schedule.log_snr_prime(t)
+        return log_odds, fall.where(log_odds.isfinite() & fall.isfinite(), 0.0)
+
+    def _parts(self, log_odds: Times) -> tuple[Times, Times, Times]:
+        """a, 1 - a and c, none of them a difference: all digits at both ends."""
+        both = logsigmoid(log_odds) + logsigmoid(-log_odds)
+        c = self._scale() * torch.exp(self.config.gamma / 2 * both)
+        return torch.sigmoid(log_odds), torch.sigmoid(-log_odds), c
+
+    def _scale(self) -> float:
+        """B."""
+        return 2**self.config.gamma * self.config.uniform_share / (1 - self.config.uniform_share)
