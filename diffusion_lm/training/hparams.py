@@ -11,6 +11,7 @@ def flat_hparams(config: ExperimentConfig) -> dict[str, str | int | float]:
         "objective": name_of(config.objective),
         "schedule": name_of(config.schedule),
         "conditioning": name_of(config.denoiser.conditioning),
+        "optimizer": name_of(config.training.optimizer),
         "lr": config.training.lr,
         "seed": config.seed,
     }

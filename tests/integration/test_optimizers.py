@@ -62,11 +62,13 @@ def test_muon_with_accumulation(shared):
 
 
 @pytest.mark.slow
-def test_muon_on_two_devices(place):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_muon_on_two_devices(place, strategy):
     place.train("one", *MUON, "prompt.fraction=0")
-    done = place.cold("train", "tiny.yaml", "run=two", "training.devices=2", "prompt.fraction=0", *MUON, timeout=300)
+    two = ("training.devices=2", f"training.strategy={strategy}", "prompt.fraction=0")
+    done = place.cold("train", "tiny.yaml", "run=two", *two, *MUON, timeout=300)
     assert done.code == 0, done.err
     close(place, "one", "two")
     states = [place.checkpoint(run)["averages"]["0.3"] for run in ("one", "two")]
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, atol=5e-3, rtol=0.05, msg=name)
+    for name, value in states[0].items():  # as a whole: AdamW makes a step of the last bit of a rare token's gradient
+        assert (states[1][name] - value).norm() <= 0.02 * value.norm() + 1e-4, name
