@@ -1,24 +1,89 @@
-"""bidirectional: two independent causal mixers, one on the reversed sequence, outputs added.
+"""bidirectional: a causal mixer from the start and one from the end, their outputs merged.
 
-DiffuMamba's combination (arXiv 2511.15927, section 3): no weights are shared between the directions.
+DiffuMamba adds two independent mixers (arXiv 2511.15927, section 3), the default. Caduceus (arXiv 2403.03234,
+section 3) shares the projections, which hold most of the weights: then there is one product into both directions and,
+where outputs are added, one out of them (its bias counts once).
 """
 
 from dataclasses import dataclass
 
-from diffusion_lm.config import build, name_of, part
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from diffusion_lm.config import build, choice, name_of, part
 from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer
 from diffusion_lm.shapes import Hidden
+
+
+class Add(nn.Module):
+    """a + b"""
+
+    sums = True
+    matrices = 0
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+
+    def forward(self, a: Hidden, b: Hidden, x: Hidden) -> Hidden:
+        return a + b
+
+
+class Gated(nn.Module):
+    """2 (g a + (1 - g) b) with g = sigmoid(W x) per channel; W starts at 0, where it is a + b."""
+
+    sums = False
+    matrices = 1
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_model, bias=False)
+        nn.init.zeros_(self.gate.weight)
+
+    def forward(self, a: Hidden, b: Hidden, x: Hidden) -> Hidden:
+        return 2 * torch.lerp(b, a, torch.sigmoid(self.gate(x)).to(a.dtype))
+
+
+class Concatenated(nn.Module):
+    """W [a, b], the product in two parts, so that nothing is copied."""
+
+    sums = False
+    matrices = 2
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2 * d_model, d_model, bias=False)
+
+    def forward(self, a: Hidden, b: Hidden, x: Hidden) -> Hidden:
+        of_a, of_b = self.projection.weight.chunk(2, 1)
+        return F.linear(a, of_a) + F.linear(b, of_b)
+
+
+MERGES: dict[str, type[Add] | type[Gated] | type[Concatenated]] = {
+    "add": Add,
+    "gated": Gated,
+    "concatenate": Concatenated,
+}
 
 
 @dataclass(kw_only=True, slots=True)
 class BidirectionalConfig(MixerConfig):
     inner: MixerConfig = part("mixers", "mamba2")
     """The causal mixer that is run in both directions."""
+    sharing: str = choice("independent", "projections", "everything")
+    """What the directions have in common: nothing, in_proj and out_proj, or all weights."""
+    merge: str = choice("add", *list(MERGES)[1:])
+    """How the directions become one: the sum, a gate's mean of them, or a projection of both side by side."""
 
     def __post_init__(self) -> None:
         if not self.inner.is_causal():
             raise ValueError(
                 f"inner: got {name_of(self.inner)}, which sees both directions already; expected a causal mixer"
+            )
+        if self.sharing == "projections" and self.inner.projections(1) is None:
+            raise ValueError(
+                f"sharing: got projections, but {name_of(self.inner)} cannot be run between its projections; "
+                "expected independent or everything"
             )
 
     def is_causal(self) -> bool:
@@ -27,21 +92,48 @@ class BidirectionalConfig(MixerConfig):
     def family(self) -> str:
         return self.inner.family()
 
+    def staged(self) -> bool:
+        """Whether both directions have one product with the weights of the projections."""
+        return self.sharing != "independent" and self.inner.projections(1) is not None
+
     def parameters(self, d_model: int) -> int:
-        return 2 * self.inner.parameters(d_model)
+        one, shared = self.inner.parameters(d_model), 0
+        if self.sharing == "everything":
+            shared = one
+        elif self.sharing == "projections":
+            shared = self.inner.projections(d_model)
+        return 2 * one - shared + MERGES[self.merge].matrices * d_model * d_model
 
     def flops_per_token(self, d_model: int, length: int) -> int:
-        return 2 * self.inner.flops_per_token(d_model, length)
+        merge, saved = MERGES[self.merge], 0
+        if self.staged():
+            into, out = self.inner.projection_flops(d_model)
+            saved = into + merge.sums * out
+        return 2 * self.inner.flops_per_token(d_model, length) - saved + 2 * merge.matrices * d_model * d_model
 
 
 class Bidirectional(SequenceMixer):
-    """forward_mixer(x) + flip(reverse_mixer(flip(x)))."""
+    """merge(forward_mixer(x), reverse_mixer from the end to the start)."""
 
     def __init__(self, config: BidirectionalConfig, d_model: int) -> None:
         super().__init__(config, d_model)
         self.forward_mixer = build(config.inner, d_model)
-        self.reverse_mixer = build(config.inner, d_model)
+        if config.sharing != "everything":
+            self.reverse_mixer = build(config.inner, d_model)
+        if config.sharing == "projections":
+            del self.reverse_mixer.in_proj, self.reverse_mixer.out_proj
+        self.merge = MERGES[config.merge](d_model)
+
+    def prepare(self, x: Hidden, context: Context) -> Context:
+        return self.forward_mixer.prepare(x, context)
 
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
-        back = context if context.segment is None else Context(context.segment.flip(1))
-        return self.forward_mixer(x, context) + self.reverse_mixer(x.flip(1), back).flip(1)
+        there = self.forward_mixer
+        back = there if self.config.sharing == "everything" else self.reverse_mixer
+        if not self.config.staged():
+            return self.merge(there(x, context), back.backwards(x, context), x)
+        projected = there.in_proj(x)
+        a, b = there.mix(projected, context), back.mix(projected, context, reverse=True)
+        if self.merge.sums:
+            return there.out_proj(a + b)
+        return self.merge(there.out_proj(a), there.out_proj(b), x)

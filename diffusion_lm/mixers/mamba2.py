@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from diffusion_lm.kernels.base import InnerLayer, kernel_choice, kernel_class
 from diffusion_lm.layers.convolution import convolve
 from diffusion_lm.layers.norm import GatedRMSNorm
+from diffusion_lm.layers.steps import check_steps, start_steps, steps
 from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Hidden, Tensor
@@ -60,15 +61,10 @@ class Mamba2Config(MixerConfig):
 
     def __post_init__(self) -> None:
         check_sizes(self, "d_state", "expand", "head_dim", "n_groups", "d_conv", "chunk_size")
-        for name, (low, high) in (("dt_min, dt_max", (self.dt_min, self.dt_max)), ("A_init_range", self.A_init_range)):
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name}: got {low}, {high}, expected two numbers above 0, the second no less")
-        low, high = self.dt_limit
-        if not (0 <= low < high and self.dt_init_floor > 0):
-            raise ValueError(
-                f"dt_limit, dt_init_floor: got {low}, {high}, {self.dt_init_floor}, expected a lower bound of at least "
-                "0, a larger upper bound and a floor above 0"
-            )
+        check_steps(self)
+        low, high = self.A_init_range
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"A_init_range: got {low}, {high}, expected two numbers above 0, the second no less")
         if self.norm_before_gate and not self.rmsnorm:
             raise ValueError("norm_before_gate: got true without a norm, expected rmsnorm: true beside it")
 
@@ -145,12 +141,9 @@ class Mamba2(SequenceMixer):
 
     def reset_parameters(self) -> None:
         """mamba-ssm's starting values: by default A in [1, 16], softplus(dt_bias) log-uniform in [1e-3, 1e-1]."""
-        config = self.config
         with torch.no_grad():
-            self.A_log.uniform_(*config.A_init_range).log_()
-            step = torch.empty_like(self.dt_bias).uniform_(math.log(config.dt_min), math.log(config.dt_max)).exp_()
-            step.clamp_(min=config.dt_init_floor)
-            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))
+            self.A_log.uniform_(*self.config.A_init_range).log_()
+        start_steps(self.dt_bias, self.config)
 
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
         projected = self.in_proj(x)
@@ -218,7 +211,7 @@ class Mamba2(SequenceMixer):
         x, B, C = mixed.split((self.inner, self.state, self.state), -1)
         y, scanned = self.kernel.scan(
             x.unflatten(-1, (self.heads, -1)),
-            self._steps(dt),
+            steps(dt, self.dt_bias, config.dt_limit),
             -torch.exp(wide(self.A_log)),
             B.unflatten(-1, (config.n_groups, -1)),
             C.unflatten(-1, (config.n_groups, -1)),
@@ -234,8 +227,3 @@ class Mamba2(SequenceMixer):
             return y, None
         past = torch.cat((state.convolved, new), 1)[:, new.shape[1] :]
         return y, Mamba2State(past, scanned)
-
-    def _steps(self, dt: Float[Tensor, "B L H"]) -> Float[Tensor, "B L H"]:
-        dt = F.softplus(wide(dt) + wide(self.dt_bias))
-        low, high = self.config.dt_limit
-        return dt if (low, high) == (0.0, math.inf) else dt.clamp(low, high)
