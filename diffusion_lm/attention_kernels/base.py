@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from diffusion_lm.backends import Backend
+from diffusion_lm.layers.documents import documents, starts
 from diffusion_lm.shapes import Bool, Float, Int, Segment, Tensor
 
 
@@ -50,19 +51,6 @@ class Pattern:
         if self.document is not None:
             seen = seen & (self.document.unsqueeze(2) == self.document.unsqueeze(1))
         return seen.unsqueeze(1)
-
-
-def documents(segment: Segment) -> Int[Tensor, "B L"]:
-    """0, 1, 2, ... along a row, one more wherever the segment changes."""
-    changes = segment[:, 1:] != segment[:, :-1]
-    return torch.nn.functional.pad(changes.long().cumsum(1), (1, 0))
-
-
-def starts(document: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
-    """Where the document of each position begins."""
-    place = torch.arange(document.shape[1], device=document.device).expand_as(document)
-    first = torch.nn.functional.pad(document[:, 1:] != document[:, :-1], (1, 0), value=True)
-    return torch.where(first, place, 0).cummax(1).values
 
 
 class AttentionKernel(Backend, ABC):

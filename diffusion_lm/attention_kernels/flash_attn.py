@@ -10,6 +10,7 @@ import torch
 
 from diffusion_lm.attention_kernels.base import AttentionKernel, Pattern
 from diffusion_lm.errors import UserError
+from diffusion_lm.layers.documents import begins
 from diffusion_lm.shapes import Float, Int, Tensor
 
 
@@ -51,10 +52,9 @@ class FlashAttn(AttentionKernel):
             )
         if pattern.document is None:
             return Documents(pattern.causal)
-        document = pattern.document
-        first = torch.nn.functional.pad(document[:, 1:] != document[:, :-1], (1, 0), value=True)
-        begins = first.flatten().nonzero().squeeze(1)
-        return Documents(pattern.causal, torch.nn.functional.pad(begins, (0, 1), value=document.numel()).int(), length)
+        first = begins(pattern.document).flatten().nonzero().squeeze(1)
+        boundaries = torch.nn.functional.pad(first, (0, 1), value=pattern.document.numel()).int()
+        return Documents(pattern.causal, boundaries, length)
 
     def attend(
         self, q: Float[Tensor, "B L H P"], k: Float[Tensor, "B L K P"], v: Float[Tensor, "B L K P"], prepared: Documents

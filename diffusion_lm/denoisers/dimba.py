@@ -19,10 +19,11 @@ from torch import nn
 from diffusion_lm.conditioning.base import ConditioningConfig
 from diffusion_lm.config import choice, name_of, part
 from diffusion_lm.denoisers.base import DenoiserConfig
+from diffusion_lm.layers.documents import documents
 from diffusion_lm.layers.trunk import Trunk
 from diffusion_lm.mixers.base import MixerConfig
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.shapes import Float, Given, Hidden, Tensor
+from diffusion_lm.shapes import Float, Given, Hidden, Segment, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,6 +90,19 @@ class PromptEncoder(nn.Module):
         pooled = (self.features(hidden) * share).sum(1) / share.sum(1).clamp(min=1)
         return torch.where(given.any(1, keepdim=True), self.mapped(pooled), self.nothing)
 
+    def by_document(self, hidden: Hidden, given: Given, segment: Segment) -> Float[Tensor, "B L C"]:
+        """For every position what `forward` makes of its document alone."""
+        share = given.to(hidden.dtype).unsqueeze(-1)
+        document = documents(segment).unsqueeze(-1)
+
+        def total(value: Float[Tensor, "B L c"]) -> Float[Tensor, "B L c"]:
+            """Over each document; the place along the row is the document's number."""
+            return torch.zeros_like(value).scatter_add(1, document.expand_as(value), value)
+
+        features, count = self.features(hidden) * share, total(share)
+        said = torch.where(count > 0, self.mapped(total(features) / count.clamp(min=1)), self.nothing)
+        return said.gather(1, document.expand_as(said))
+
     def each(self, hidden: Hidden) -> Float[Tensor, "B L C"]:
         """A vector per position."""
         return self.mapped(self.features(hidden))
@@ -151,5 +165,7 @@ class Dimba(Trunk):
     def prompt(self, hidden: Hidden, noisy: Noisy) -> Float[Tensor, "B C"] | Float[Tensor, "B L C"]:
         if noisy.answer is not None:
             return self.prompt_encoder.each(noisy.answer)
+        if noisy.given is not None and noisy.segment is not None:
+            return self.prompt_encoder.by_document(hidden, noisy.given, noisy.segment)
         given = torch.zeros_like(hidden[..., 0], dtype=torch.bool) if noisy.given is None else noisy.given
         return self.prompt_encoder(hidden, given)

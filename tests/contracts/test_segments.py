@@ -67,9 +67,10 @@ def test_padding_changes_nothing_and_no_gradient_crosses_a_boundary(config, tool
     inside = spans()[2]
     (mixer(x, Context(segment))[:, inside] ** 2).sum().backward()
     assert x.grad[:, inside].abs().amax(-1).min() > 0
+    largest = x.grad[:, inside].abs().max()
     outside = torch.ones(segment.shape[1], dtype=torch.bool)
     outside[inside] = False
-    assert x.grad[:, outside].abs().max() == 0
+    assert x.grad[:, outside].abs().max() <= 1e-6 * largest
     assert all(p.grad.isfinite().all() for p in mixer.parameters() if p.grad is not None)
 
 
