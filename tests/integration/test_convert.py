@@ -1,4 +1,4 @@
-"""Weights out and in by the command line: a folder of weights does what the run did, and foreign ones are used like it."""
+"""Weights out and in by the command line: a folder of weights does what its run did, foreign ones are used like it."""
 
 import json
 import math
@@ -24,7 +24,8 @@ def exported(shared, tmp_path):
 
 def numbers(facts: dict) -> dict:
     """Of an evaluation, without what names the run."""
-    return {name: facts[name] for name in ("val/nll", "val/nll_se", "val/bpb", "sequences", "tokens", "step", "weights")}
+    names = ("val/nll", "val/nll_se", "val/bpb", "sequences", "tokens", "step", "weights")
+    return {name: facts[name] for name in names}
 
 
 def test_the_folder_evaluates_generates_and_is_described_like_the_run(shared, exported):
