@@ -1,15 +1,17 @@
 """What kind of number a likelihood is. Numbers of one kind are compared; those of different kinds are not.
 
-A kind is the process and what the number is over: `exact`, `continuous time`, `32 steps`, or `no bound`. A bound of few
-steps may be far above that of many, and bounds of different processes have different slack, so that the order of two
-kinds says nothing about models. Imports no torch: reports of studies read kinds from result.json.
+A kind is the process and what the number is over: `exact`, `continuous time`, `32 steps`, or `no bound`, and whether
+the model is told where documents end. A bound of few steps may be far above that of many, and bounds of different
+processes have different slack, so that the order of two kinds says nothing about models. Imports no torch: reports of
+studies read kinds from result.json.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 EXACT, CONTINUOUS, NO_BOUND, UNKNOWN = "exact", "continuous time", "no bound", "not recorded"
+GIVEN_ENDS = ", document ends given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,14 @@ class Kind:
     def __str__(self) -> str:
         return f"{self.process}, {self.over}" if self.over != UNKNOWN else self.process
 
+    def given_ends(self, isolated: bool) -> "Kind":
+        """This kind, where `isolated` documents are: text whose ends the model is told, which is less to be coded."""
+        return replace(self, over=f"{self.over}{GIVEN_ENDS}") if isolated else self
+
     @property
     def exact(self) -> bool:
         """Whether the number is the negative log-likelihood itself; any other is an upper bound on it."""
-        return self.over == EXACT
+        return self.over in (EXACT, EXACT + GIVEN_ENDS)
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in result.json and in the manifest of an evaluation."""
