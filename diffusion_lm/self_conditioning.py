@@ -25,12 +25,13 @@ def with_own_estimate(model: DenoisingModel, noisy: Noisy, training: Noise | Non
     rows = torch.ones(len(noisy.x), dtype=torch.bool, device=noisy.x.device)
     if training is not None:
         rows = training.uniform(Stream.SELF_CONDITION, 1).squeeze(1) < model.self_conditioning
+    # with no row to show it to, one row all the same: devices that hold shares of a block gather it together
+    asked = rows if rows.any() else torch.arange(len(rows), device=rows.device) < 1
+    with torch.no_grad():
+        said = model(_rows(noisy, asked)).estimate(model.table())
     estimate = torch.zeros_like(noisy.x)
-    if rows.any():
-        with torch.no_grad():
-            said = model(_rows(noisy, rows)).estimate(model.table())
-        estimate[rows] = said.to(estimate.dtype)
-    return replace(noisy, self_condition=estimate)
+    estimate[asked] = said.to(estimate.dtype)
+    return replace(noisy, self_condition=estimate * rows[:, None, None])
 
 
 def _rows(noisy: Noisy, rows: Bool[Tensor, "B"]) -> Noisy:

@@ -1,0 +1,134 @@
+"""Compiled blocks: no graph breaks, nothing is compiled anew when rows or lengths change, the numbers stay the same.
+
+The functions of this process check their shapes (jaxtyping's import hook), which no graph can hold: compiled denoisers
+run in a process of their own, `compiled.py`.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion_lm.config import variants
+from diffusion_lm.errors import UserError
+from diffusion_lm.layers.stack import Block
+from diffusion_lm.training.blocks import check_compiler
+from diffusion_lm.training.config import TrainingConfig
+
+SCRIPT = Path(__file__).with_name("compiled.py")
+ATTENTION = {"name": "attention", "head_dim": 16}
+MAMBA2 = {"name": "mamba2", "head_dim": 16, "d_state": 8, "chunk_size": 8}
+BOTH = {"name": "bidirectional", "inner": MAMBA2}
+DENOISERS = {
+    "transformer": {"mixer": ATTENTION},
+    "dit": {"mixer": ATTENTION},
+    "mamba": {"mixer": BOTH},
+    "hybrid": {"pattern": "MA", "mamba": BOTH, "attention": ATTENTION},
+    "dimba": {"mixer": BOTH},
+}
+EVERYDAY = {
+    "transformer, adaln": {"name": "transformer", "n_layers": 2, "conditioning": "adaln", **DENOISERS["transformer"]},
+    "hybrid, token": {"name": "hybrid", "n_layers": 2, "conditioning": "token", **DENOISERS["hybrid"]},
+}
+
+
+def crossed():
+    """Every denoiser with every conditioning that it takes."""
+    cases = {}
+    for denoiser, keys in DENOISERS.items():
+        for conditioning in variants("conditioning"):
+            if (denoiser, conditioning) == ("dimba", "none") or (denoiser == "dit" and "adaln" not in conditioning):
+                continue
+            case = {"name": denoiser, "n_layers": 2, "conditioning": conditioning, **keys}
+            cases[f"{denoiser}, {conditioning}"] = case
+    return cases
+
+
+def run_script(cases, backend, **options):
+    """What compiled.py found."""
+    environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), backend], input=json.dumps(cases), env={**environment, **options},
+        capture_output=True, text=True, check=True, timeout=900,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="session")
+def everyday():
+    return run_script(EVERYDAY, "eager")
+
+
+@pytest.mark.parametrize("case", EVERYDAY)
+def test_one_graph_for_training_and_one_without_gradients(everyday, case):
+    assert everyday[case]["error"] is None
+    assert everyday[case]["difference"] < 1e-5
+
+
+@pytest.fixture(scope="session")
+def every_pair():
+    return run_script(crossed(), "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", crossed())
+def test_every_denoiser_with_every_conditioning(every_pair, case):
+    assert every_pair[case]["error"] is None
+    assert every_pair[case]["difference"] < 1e-5
+
+
+@pytest.mark.slow
+def test_generated_code(tmp_path):
+    """By inductor, with a C++ compiler."""
+    if not shutil.which("g++"):
+        pytest.skip("no g++")
+    cases = {name: {"name": name, "n_layers": 2, **keys} for name, keys in DENOISERS.items()}
+    found = run_script(cases, "inductor", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    assert {name: answer["error"] for name, answer in found.items()} == dict.fromkeys(cases)
+    assert max(answer["difference"] for answer in found.values()) < 1e-4
+
+
+def test_a_compiled_run_is_the_run(place):
+    """Its curves and its checkpoint, whose names are plain; text is drawn, the last batch of validation is smaller."""
+    overrides = ["training.steps=4", "training.val_every=2", "evaluation.batch_size=5"]
+    place.train("run", *overrides)
+    place.train("compiled", *overrides, "training.compile=true", "training.compile_backend=eager")
+    one, two = place.curves("run"), place.curves("compiled")
+    for tag in ("train/loss", "train/grad_norm", "val/nll"):
+        assert two[tag] == pytest.approx(one[tag], rel=1e-5), tag
+    a, b = place.checkpoint("run")["state_dict"], place.checkpoint("compiled")["state_dict"]
+    assert list(a) == list(b)
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
+
+
+def test_recomputed_activations_change_no_bit(place):
+    overrides = ["training.steps=4", "training.val_every=2", "denoiser.n_layers=2"]
+    place.train("run", *overrides)
+    place.train("recomputed", *overrides, "training.checkpoint_activations=true")
+    one, two = place.curves("run"), place.curves("recomputed")
+    for tag in ("train/loss", "train/grad_norm", "val/nll"):
+        assert two[tag] == one[tag], tag
+    a, b = place.checkpoint("run"), place.checkpoint("recomputed")
+    for name in a["current_model_state"]:
+        assert torch.equal(a["current_model_state"][name], b["current_model_state"][name]), name
+
+
+def test_refused_where_every_call_is_checked():
+    with pytest.raises(UserError, match=r"jaxtyping checks the shapes of every call, .* without the import hook"):
+        check_compiler(TrainingConfig(compile=True, accelerator="cpu"))
+
+
+def test_refused_without_a_compiler(monkeypatch):
+    """The other backends need none."""
+    from torch._inductor import config
+
+    monkeypatch.delattr(Block.forward, "__wrapped__")
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
+    with pytest.raises(UserError, match=r"there is no C\+\+ compiler .*; install it, or set training.compile=false"):
+        check_compiler(TrainingConfig(compile=True, accelerator="cpu"))
+    check_compiler(TrainingConfig(compile=True, compile_backend="eager", accelerator="cpu"))
+    check_compiler(TrainingConfig(accelerator="cpu"))
