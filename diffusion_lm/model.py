@@ -14,6 +14,7 @@ from torch import nn
 
 from diffusion_lm.config import build, part_class
 from diffusion_lm.denoisers.base import Denoiser
+from diffusion_lm.layers.documents import begins
 from diffusion_lm.layers.norm import NORMS
 from diffusion_lm.layers.row_cross_entropy import row_cross_entropy
 from diffusion_lm.noisy import Noisy
@@ -87,8 +88,7 @@ class TokenLookup(nn.Module):
         if self.begin is not None:
             ids = nn.functional.pad(ids[:, :-1], (1, 0), value=self.begin)
             if noisy.segment is not None:  # the last token of the document before says nothing about this one
-                first = nn.functional.pad(noisy.segment[:, 1:] != noisy.segment[:, :-1], (1, 0), value=True)
-                ids = ids.masked_fill(first, self.begin)
+                ids = ids.masked_fill(begins(noisy.segment), self.begin)
         return nn.functional.embedding(ids, self.weight), None
 
 
