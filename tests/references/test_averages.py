@@ -13,6 +13,8 @@ from diffusion_lm.training.config import TrainingConfig
 
 FIRST, OTHERS, STEPS, ACCUMULATE = 0.3, (0.95, 0.2), 12, 2
 
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+
 
 class Net(lightning.LightningModule):
     """A tied weight, a count, a buffer and a learned schedule."""
@@ -39,29 +41,32 @@ class Net(lightning.LightningModule):
 class Diary(Callback):
     """Copies of all weights after every optimiser step."""
 
-    def __init__(self) -> None:
-        self.pages = {}
+    def __init__(self, average) -> None:
+        self.pages, self.average, self.devices = {}, average, set()
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
+        held = [*self.average._average_model.parameters(), *self.average._averages[OTHERS[0]].values()]
+        self.devices |= {(module.device, tensor.device) for tensor in held}
         if trainer.global_step not in self.pages:
             self.pages[trainer.global_step] = {name: v.clone() for name, v in module.state_dict().items()}
 
 
-def fit(folder):
+def fit(folder, accelerator="cpu"):
     rows = torch.randn(4 * STEPS * ACCUMULATE, 3, generator=torch.Generator().manual_seed(3))
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(rows), batch_size=4)
-    diary, average, net = Diary(), Average(FIRST, OTHERS), Net()
-    trainer = lightning.Trainer(accelerator="cpu", max_steps=STEPS, accumulate_grad_batches=ACCUMULATE, logger=False,
-                                enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                                callbacks=[diary, average], default_root_dir=folder)  # fmt: skip
+    average, net = Average(FIRST, OTHERS), Net()
+    diary = Diary(average)
+    trainer = lightning.Trainer(accelerator=accelerator, devices=1, max_steps=STEPS, callbacks=[diary, average],
+                                accumulate_grad_batches=ACCUMULATE, default_root_dir=folder, **QUIET)  # fmt: skip
     trainer.fit(net, data)
     trainer.save_checkpoint(folder / "last.ckpt")
-    return diary.pages, torch.load(folder / "last.ckpt", weights_only=True)
+    return diary, torch.load(folder / "last.ckpt", weights_only=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*(workers|srun).*")
 def test_every_decay_with_its_warm_up(tmp_path):
-    pages, checkpoint = fit(tmp_path)
+    diary, checkpoint = fit(tmp_path)
+    pages = diary.pages
     assert list(pages) == list(range(STEPS + 1)), "step 0 is the first half of a step"
     found = {FIRST: checkpoint["state_dict"], **{decay: checkpoint["averages"][str(decay)] for decay in OTHERS}}
     assert set(checkpoint["averages"]) == {"0.95", "0.2"}
@@ -79,6 +84,14 @@ def test_every_decay_with_its_warm_up(tmp_path):
             assert not torch.equal(weights[name], last), name
         assert torch.equal(weights["one.weight"], weights["two.weight"])
     assert not torch.equal(found[FIRST]["one.weight"], found[0.95]["one.weight"])
+
+
+@pytest.mark.gpu
+def test_they_are_where_the_weights_are(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    diary, _ = fit(tmp_path, "gpu")
+    assert diary.devices == {(torch.device("cuda", 0), torch.device("cuda", 0))}
 
 
 def test_what_a_checkpoint_keeps_is_chosen_by_decay():
