@@ -84,6 +84,7 @@ CONFIG = [
     ),
     # what is not here
     (["denoiser=mamba", "denoiser.mixer.inner.kernel=mamba_ssm"], "kernel 'mamba_ssm': ", "or set kernel=auto"),
+    (["denoiser.mixer.kernel=flex", "training.accelerator=cpu"], "kernel 'flex': it needs a cuda", "kernel=auto"),
     (
         ["data.path=nowhere"],
         "nowhere: no such folder of shards; make it: python -m data_prep shard --source python-docs --out nowhere "
