@@ -12,14 +12,22 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_lm.backends import backend_folder, choose_backend
 from diffusion_lm.config import build, config_class, from_tree, merge, name_of, part, part_class, to_tree, variants
 from diffusion_lm.data.info import TokenDataConfig
+from diffusion_lm.denoisers.base import how_to_be_causal
 from diffusion_lm.errors import UserError, did_you_mean
 from diffusion_lm.files import write_text
+from diffusion_lm.kind import Kind
 from diffusion_lm.model import ModelConfig
+from diffusion_lm.objectives.base import TrainingNoise
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.training.config import EvaluationConfig, TrainingConfig
+from diffusion_lm.unused import refuse_unused
 
 EXPERIMENTS = Path("experiments")
 ROOT = Path(__file__).resolve().parent.parent
+BOUND = ("val/nll", "val/nll_se", "val/ppl_bound", "val/bpb")
+"""What is reported of a bound."""
+LOWEST_START, HIGHEST_END = 0.9, 0.1
+"""Where alpha may begin and end at the least in the training of a discrete process."""
 EXPORTED = "experiment.yaml"
 """The experiment of a folder of weights."""
 
@@ -95,7 +103,7 @@ def _check_pairings(config: ExperimentConfig) -> None:
     if objective.causal and not config.denoiser.is_causal():
         raise ValueError(
             f"objective '{name_of(config.objective)}' needs a causal denoiser, and '{name_of(config.denoiser)}' sees "
-            "later positions; set denoiser.mixer.causal=true (transformer) or denoiser.mixer=mamba2 (mamba)"
+            f"later positions; {how_to_be_causal(config.denoiser)}"
         )
     config.model.check_readout(objective.readout)
     if config.model.self_conditioning and part_class(config.process).discrete:
@@ -109,17 +117,49 @@ def _samplers_of(process: str) -> list[str]:
     return [name for name in variants("samplers") if process in part_class(config_class("samplers", name)()).processes]
 
 
-def load(source: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load(source: str | Path, overrides: Sequence[str] = (), *, trained: bool = False) -> ExperimentConfig:
     """The experiment in YAML file `source` (or the one of that name under experiments/) with ``key=value`` overrides.
 
-    Raises `UserError` in one line for a file, key, variant or value that is not there or makes no sense.
+    Raises `UserError` in one line for a file, key, variant or value that is not there or makes no sense. `trained`: the
+    config of a run that exists; what is only not worth training is let be, for earlier versions let it be.
     """
     path = find(source)
     tree = read_tree(path)
     for override in _in_order(overrides):
         tree = merge(tree, _override(override))
     tree.setdefault("name", _name(path))
-    return from_tree(ExperimentConfig, tree)
+    config = from_tree(ExperimentConfig, tree)
+    if not trained:
+        refuse_unused(config)
+        _check_range(config)
+        _check_times(config)
+    return config
+
+
+def _check_range(config: ExperimentConfig) -> None:
+    """Refuse a schedule under which most noise levels of a discrete process's bound would never be trained on.
+
+    A Gaussian process cuts the schedule to a log-SNR range of its own.
+    """
+    schedule, name = build(config.schedule), name_of(config.schedule)
+    if part_class(config.process).discrete and (schedule.alpha_0 < LOWEST_START or schedule.alpha_1 > HIGHEST_END):
+        keys = ", ".join(f"schedule.{f.name}" for f in fields(config.schedule))
+        raise UserError(
+            f"schedule '{name}': got an alpha from {schedule.alpha_0:.3g} to {schedule.alpha_1:.3g}, but process "
+            f"'{name_of(config.process)}' is evaluated from 1 to 0 and learns nothing outside; expected it to begin at "
+            f"{LOWEST_START} or above and to end at {HIGHEST_END} or below; change {keys}, or take another schedule "
+            f"(schedule={part_class(config.objective).default_schedule})"
+        )
+
+
+def _check_times(config: ExperimentConfig) -> None:
+    """Refuse times of training at which an objective has nothing to learn."""
+    noise = TrainingNoise(config.seed, config.training.batch_size, build(config.times))
+    try:
+        process = build(config.process, build(config.schedule), 2)
+        build(config.objective, process, config.prompt, noise).check()
+    except ValueError as error:
+        raise UserError(f"{config.name}: {error}") from None
 
 
 def _name(path: Path) -> str:
@@ -199,6 +239,19 @@ def _override(text: str) -> dict[str, Any]:
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     """The config as a plain tree, parts with their names."""
     return to_tree(config)
+
+
+def kind(config: ExperimentConfig) -> Kind:
+    """Of the number that a run of it reports."""
+    return Kind(name_of(config.process), part_class(config.objective).over(config.objective)).given_ends(
+        config.data.isolate_documents
+    )
+
+
+def reported(config: ExperimentConfig) -> tuple[str, ...]:
+    """Names of the numbers by which runs of it can be compared, as its validations report them."""
+    objective = part_class(config.objective)
+    return BOUND if objective.reports_bound else objective.headline
 
 
 def save(config: ExperimentConfig, path: str | Path) -> None:

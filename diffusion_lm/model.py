@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion_lm.config import build, part_class
+from diffusion_lm.config import build, name_of, part_class
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.documents import begins
 from diffusion_lm.layers.norm import NORMS
@@ -53,6 +53,17 @@ class ModelConfig:
                 f"self_conditioning: got {self.self_conditioning}, expected 0 or more and less than 1: the rows that "
                 "see no estimate train the network to make the first one"
             )
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """Keys of Gaussian models, where the states are ids; the prior of logits, where there are none."""
+        if part_class(experiment.process).discrete:
+            why = f"the states of process '{name_of(experiment.process)}' are ids; it is a key of Gaussian models"
+            names = ("embedding_dim", "normalise_embeddings", "output_prior", "local_estimate")
+            return {f"model.{name}": why for name in names}
+        objective = part_class(experiment.objective)
+        if READOUTS[objective.readout].over_tokens:
+            return {}
+        return {"model.output_prior": f"the last layer of objective '{name_of(experiment.objective)}' has no logits"}
 
     def check_readout(self, readout: str) -> None:
         """Refuse a tied head where there is no output per token to tie."""

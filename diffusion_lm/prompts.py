@@ -12,6 +12,7 @@ sequences. An ordinary sequence is what `fraction` below 1 leaves too; `dropout`
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,6 +38,12 @@ class PromptConfig:
         for name in ("fraction", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 to 1")
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """Keys that say something about prompts, where there are none."""
+        if self.fraction == 0:
+            return dict.fromkeys(("prompt.kind", "prompt.dropout"), "with prompt.fraction 0 no prompt is drawn")
+        return {"prompt.kind": "with prompt.dropout 1 every prompt is hidden"} if self.dropout == 1 else {}
 
     def prompted(self) -> float:
         """Share of the sequences that show a prompt."""

@@ -11,10 +11,14 @@ from typing import Any, Protocol
 from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_json
+from diffusion_lm.kind import Kind
 from sweeps import design
 from sweeps.folder import StudyFolder
 from sweeps.study import StudyConfig
-from sweeps.trial_files import CONFIG
+from sweeps.trial_files import CONFIG, SPEED
+
+PRUNERS_OF_ONE_TRIAL = ("NopPruner", "ThresholdPruner", "PatientPruner")
+"""Those that compare no trial with another (PatientPruner without a pruner inside)."""
 
 
 class Experiments(Protocol):
@@ -25,6 +29,10 @@ class Experiments(Protocol):
     def save(self, config: Any, path: str | Path) -> None: ...
 
     def to_dict(self, config: Any) -> dict[str, Any]: ...
+
+    def reported(self, config: Any) -> Sequence[str]: ...
+
+    def kind(self, config: Any) -> Kind: ...
 
 
 class Core:
@@ -42,16 +50,31 @@ def try_all(config: StudyConfig, experiments: Experiments) -> dict[str, Any]:
     Returns the experiment of each arm, for `refuse_changes`. Raises `UserError` for the first that is refused.
     """
     references: dict[str, Any] = {}
+    kinds: set[Kind] = set()
     for params in design.probes(config):
         overrides = design.overrides(config, params, config.seeds[0] if config.seeds else None)
         try:
             loaded = experiments.load(config.experiment, overrides)
+            _check_metrics(config, experiments.reported(loaded))
         except UserError as error:
             place = ", ".join(f"{key} {value}" if key == design.ARM else f"{key}={value}"
                               for key, value in params.items())
             raise UserError(f"{place}: {error}" if place else str(error)) from None
         references.setdefault(params.get(design.ARM, ""), _plain(experiments.to_dict(loaded)))
+        kinds.add(experiments.kind(loaded))
+    if len(kinds) > 1 and config.pruner.name not in PRUNERS_OF_ONE_TRIAL:
+        said = "; ".join(sorted(map(str, kinds)))
+        raise UserError(f"pruner: {config.pruner.name} stops trials by the numbers of others, and these are of "
+                        f"different kinds ({said}); expected arms of one kind, or pruner NopPruner")
     return references
+
+
+def _check_metrics(config: StudyConfig, reported: Sequence[str]) -> None:
+    """Refuse to train what has no number to compare."""
+    for name in config.metrics:
+        if name not in (*reported, SPEED):
+            raise UserError(f"{name}: is not reported (no bound?); expected metrics of {', '.join(reported)}; leave "
+                            "the arm out, or compare by another metric")
 
 
 def save_references(folder: StudyFolder, references: Mapping[str, Any]) -> None:

@@ -7,13 +7,13 @@ told. Configs predict parameters and floating-point operations without building 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from torch import nn
 
 from diffusion_lm.conditioning.base import ConditioningConfig
-from diffusion_lm.config import choice, name_of, part
+from diffusion_lm.config import choice, config_class, name_of, part, variants
 from diffusion_lm.layers.mlp import MLPS, mlp_width
 from diffusion_lm.mixers.base import MixerConfig
 from diffusion_lm.noisy import Noisy
@@ -93,6 +93,30 @@ class DenoiserConfig:
         mlp, extended = MLPS[self.mlp].parameters_of(d_model, self.width(d_model)), length + self.conditioning.positions
         each = sum(mixer.flops_per_token(d_model, extended) + 2 * mlp for mixer in self.mixers())
         return each * extended / length
+
+
+def how_to_be_causal(denoiser: DenoiserConfig) -> str:
+    """The end of a refusal of a denoiser that sees later positions: the keys that make it causal, or that none do."""
+    changes, keys = {}, []
+    for f in fields(denoiser):
+        mixer = getattr(denoiser, f.name)
+        if f.metadata.get("folder") == "mixers" and not mixer.is_causal():
+            changes[f.name], more = _causal_like(mixer)
+            keys += [f"denoiser.{f.name}{key}" for key in more]
+    if replace(denoiser, **changes).is_causal():
+        return f"set {' '.join(keys)}"
+    return "no key makes it causal; take another, like denoiser=mamba denoiser.mixer=mamba2"
+
+
+def _causal_like(mixer: MixerConfig) -> tuple[MixerConfig, list[str]]:
+    """A causal mixer of the same family, and what to set below the mixer's key to get it."""
+    if hasattr(mixer, "causal"):
+        values = {"causal": True, "block_size": 0}
+        changes = {name: value for name, value in values.items() if getattr(mixer, name) != value}
+        return replace(mixer, **changes), [f".{name}={str(value).lower()}" for name, value in changes.items()]
+    others = {name: config_class("mixers", name)() for name in variants("mixers")}
+    name = next(n for n, other in others.items() if other.is_causal() and other.family() == mixer.family())
+    return others[name], [f"={name}"]
 
 
 class Denoiser(nn.Module, ABC):

@@ -47,6 +47,7 @@ def results(run: LoadedRun, scores: Scores, data: SequenceSet) -> dict[str, Any]
         "process": name_of(run.config.process),
         "objective": name_of(run.config.objective),
         "exact": run.objective.exact,
+        "kind": run.objective.kind().to_dict(),
         "kind": run.objective.kind().given_ends(data.ends is not None).to_dict(),
         **metrics(scores, data.bytes_per_token),
         "terms": {name: float(rows.mean()) for name, rows in scores.terms.items()},

@@ -6,6 +6,7 @@ token i - 1, that of the first a begin marker (the mask id), so all tokens are s
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -19,6 +20,12 @@ from diffusion_lm.shapes import Float, Tensor
 @dataclass(kw_only=True, slots=True)
 class AutoregressiveConfig:
     """Nothing to set."""
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """Keys that this objective does not look at; prompt.fraction 0 says what it does."""
+        why = "to objective 'autoregressive' every prefix is a prompt, and all tokens are scored"
+        prompts = {"prompt": why} if experiment.prompt.fraction else {}
+        return {"times": "objective 'autoregressive' draws no times: nothing is noised"} | prompts
 
 
 class Autoregressive(Objective):

@@ -17,6 +17,7 @@ most of a cosine there), and `nll_variance`, over the rows of a pass, in squared
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -47,6 +48,10 @@ class GaussianBoundConfig:
             raise ValueError(
                 f"reconstruction_share: got {self.reconstruction_share}, expected more than 0 and less than 1"
             )
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """The share of the bound's rows, where the bound is not trained."""
+        return {} if self.bound else {"objective.reconstruction_share": "with objective.bound 0 there are no such rows"}
 
 
 class GaussianBound(GaussianObjective):

@@ -8,6 +8,7 @@ reported bound always has the true ones. All weights are float64.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from diffusion_lm.config import choice
 from diffusion_lm.discrete.divergence import jump_weight
@@ -31,6 +32,11 @@ class GiddConfig:
         check_t_min(self.t_min)
         if not self.max_weight > 0:
             raise ValueError(f"max_weight: got {self.max_weight}, expected more than 0")
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """The limit of weights, where nothing is limited."""
+        why = f"objective.weighting={self.weighting} limits no weight, only clamp does"
+        return {} if self.weighting == "clamp" else {"objective.max_weight": why}
 
 
 class Gidd(UniformBound):

@@ -11,6 +11,7 @@ whose range is cut at both ends (log-linear, eps = 1e-3, t from 1e-3).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,6 +36,11 @@ class MaskedBoundConfig:
 
     def __post_init__(self) -> None:
         check_t_min(self.t_min)
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """The cut in time, where counts are drawn and no times."""
+        why = "objective.estimator=fixed_count draws a number of masks and no time"
+        return {"objective.t_min": why} if self.estimator == "fixed_count" else {}
 
 
 class MaskedBound(DiscreteObjective):

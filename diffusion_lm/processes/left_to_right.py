@@ -6,6 +6,7 @@ autoregressive model, whose likelihood is exact.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,6 +19,10 @@ from diffusion_lm.shapes import Bool, Float, Tensor, Times, Tokens
 @dataclass(kw_only=True, slots=True)
 class LeftToRightConfig:
     """The order has nothing to set."""
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """Keys that this process does not look at."""
+        return {"schedule": "process 'left_to_right' counts tokens and asks no schedule"}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Run:
 
     def saved_config(self) -> ExperimentConfig | None:
         """The config the run was started with."""
-        return load(self.config_file) if self.config_file.is_file() else None
+        return load(self.config_file, trained=True) if self.config_file.is_file() else None
 
     def check(self, saved: ExperimentConfig | None, config: ExperimentConfig) -> None:
         """Refuse a study's folder, and to go on here with another config than the saved one."""

@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
+from diffusion_lm.experiment import kind, load, reported
+
 SENTENCES = """the company said N shares were n't sold
 mr. <unk> 's dog runs under the old stone
 no it was black monday
@@ -143,6 +145,18 @@ def test_two_processes_and_an_exact_run(world, command, evaluate):
         "one number is exact and the other a bound (masked, continuous time; left_to_right, exact), whose slack is "
         "part of the difference"
     )
+
+
+@pytest.mark.parametrize(("run", "overrides"), [
+    ("masked", []),
+    ("literal", ["objective=dimba_literal"]),
+])  # fmt: skip
+def test_what_an_experiment_is_said_to_report_is_what_it_reports(world, run, overrides):
+    result = json.loads((world.folder / world.run(run, *overrides) / "result.json").read_text())
+    config = load(world.folder / run / "config.yaml")
+    said = {name for name in result["metrics"] if name.startswith("val/")}
+    assert set(reported(config)) == said and result["kind"]["over"] == kind(config).over
+    assert kind(config).over == ("continuous time" if run == "masked" else "no bound")
 
 
 STEPS = ("objective=discrete_time", "process=uniform")

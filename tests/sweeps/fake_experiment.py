@@ -1,10 +1,11 @@
-"""Stands in for `diffusion_lm.experiment`: the same three functions over a plain dict, without importing torch."""
+"""Stands in for `diffusion_lm.experiment`: the same functions over a plain dict, without importing torch."""
 
 from pathlib import Path
 
 import yaml
 
 from diffusion_lm.errors import UserError, unknown
+from diffusion_lm.kind import Kind
 
 DEFAULTS = {"denoiser": "transformer", "objective": "masked", "lr": 0.001, "width": 64, "seed": 0, "steps": 5,
             "pause": 0.0, "fault": "none", "corpus": "c0ffee"}
@@ -26,6 +27,14 @@ def load(path_or_name, overrides=()):
 
 def save(config, path):
     Path(path).write_text(yaml.safe_dump(config))
+
+
+def reported(config):
+    return ("val/mse",) if config["objective"] == "literal" else ("val/nll", "val/bpb", "val/ppl_bound")
+
+
+def kind(config):
+    return Kind("gaussian" if config["objective"] == "gaussian" else "masked", "continuous time")
 
 
 def to_dict(config):

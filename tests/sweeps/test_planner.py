@@ -68,6 +68,31 @@ def test_refused_pairing_names_its_cell_and_leaves_nothing(write_study, folder_o
     assert not folder.path.exists()
 
 
+def test_arm_that_does_not_report_the_metric_is_refused_before_it_is_trained(write_study, folder_of, experiments):
+    arms = {"good": {}, "literal": {"objective": "literal"}}
+    folder = folder_of(write_study(arms=arms))
+    with pytest.raises(UserError) as refused:
+        planner.plan(folder, experiments)
+    assert str(refused.value) == (
+        "arm literal: val/nll: is not reported (no bound?); expected metrics of val/mse; leave the arm out, or compare "
+        "by another metric")
+    assert not folder.path.exists()
+    with pytest.raises(UserError, match=r"^arm good: val/mse: is not reported"):
+        planner.plan(folder_of(write_study("t", arms=arms, metrics={"val/mse": "minimize"})), experiments)
+    assert planner.plan(folder_of(write_study("u", arms=arms, metrics={"throughput/tokens_per_second": "maximize"})),
+                        experiments)
+
+
+def test_a_pruner_does_not_compare_numbers_of_different_kinds(write_study, folder_of, experiments):
+    arms = {"a": {"objective": "masked"}, "b": {"objective": "gaussian"}}
+    folder = folder_of(write_study(arms=arms, pruner="MedianPruner"))
+    kinds = r"different kinds \(gaussian, continuous time; masked, continuous time\); expected arms of one kind, or "
+    with pytest.raises(UserError, match=f"^pruner: MedianPruner stops trials by the numbers of others, and .* {kinds}"):
+        planner.plan(folder, experiments)
+    assert planner.plan(folder_of(write_study("t", arms=arms)), experiments)
+    assert planner.plan(folder_of(write_study("u", arms={"a": {}}, pruner="MedianPruner")), experiments)
+
+
 def test_study_file_in_the_folder_is_the_study(write_study, folder_of, experiments):
     folder = folder_of(write_study(**DESIGN))
     planner.plan(folder, experiments)
