@@ -41,10 +41,6 @@ class GaussianObjective(Objective):
 
     def depends_on(self) -> dict[str, Any]:
         """The log-SNR at t = 0 and t = 1; a learned schedule's own."""
-        return {"log_snr_range": [float(end) for end in self.process.schedule.ends(torch.zeros(()))]}
-
-    def depends_on(self) -> dict[str, Any]:
-        """The log-SNR at t = 0 and t = 1; a learned schedule's own."""
         return {"log_snr_range": [round(float(end.detach()), 6) for end in self.process.schedule.ends(torch.zeros(()))]}
 
     def _embedded(self, model: DenoisingModel, batch: Batch) -> Embedded:

@@ -47,7 +47,6 @@ def results(run: LoadedRun, scores: Scores, data: SequenceSet) -> dict[str, Any]
         "process": name_of(run.config.process),
         "objective": name_of(run.config.objective),
         "exact": run.objective.exact,
-        "kind": run.objective.kind().to_dict(),
         "kind": run.objective.kind().given_ends(data.ends is not None).to_dict(),
         **metrics(scores, data.bytes_per_token),
         "terms": {name: float(rows.mean()) for name, rows in scores.terms.items()},
@@ -82,7 +81,7 @@ def manifest(done: Evaluation) -> dict[str, Any]:
 def difference_facts(done: Evaluation) -> dict[str, Any]:
     """B - A, and how far it may be read."""
     found = done.difference
-    a, b = (run.objective.kind() for run in done.runs)
+    a, b = (run.objective.kind().given_ends(done.data.ends is not None) for run in done.runs)
     return {
         "comparable": a == b,
         "nll": found.nll.mean,

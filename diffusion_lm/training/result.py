@@ -29,7 +29,6 @@ def finish(
             "tokens": trainer.global_step * config.training.batch_size * config.data.length,
             "metrics": {name: value for name, value in metrics.items() if name not in ("step", "tokens")},
             "process": name_of(config.process),
-            "kind": module.objective.kind().to_dict(),
             "kind": module.objective.kind().given_ends(config.data.isolate_documents).to_dict(),
             "parameters": module.model.count(),
             "corpus": {
