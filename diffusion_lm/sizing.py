@@ -80,9 +80,9 @@ def sized(
     d_model = d_model or width_for(size)
     wide = replace(config, model=replace(config.model, d_model=d_model))
     first, *others = [arm_of(name, config.denoiser) for name in names or [name_of(config.denoiser)]]
-    arms = [fitted(first, d_model, size, _parameters(wide), mlp_unit(size))]
+    arms = [fitted(first, d_model, float(size), _parameters(wide), mlp_unit(size))]
     measure = MEASURES[by](wide)
-    target = size if by == "parameters" else measure(arms[0])
+    target = float(size) if by == "parameters" else measure(arms[0])
     arms += [fitted(other, d_model, target, measure, mlp_unit(size)) for other in others]
     return [Arm(denoiser=arm, overrides=_overrides(wide, arm)) for arm in arms]
 
