@@ -15,6 +15,7 @@ from diffusion_lm.evaluation.ngrams import COMMON, NgramShares, ngram_shares
 from diffusion_lm.evaluation.record import Evaluation, check_writable, manifest, write
 from diffusion_lm.evaluation.sequences import OWN, sequence_set
 from diffusion_lm.evaluation.text import draw_tokens
+from diffusion_lm.kind import Kind
 from diffusion_lm.random import Noise
 
 
@@ -115,7 +116,7 @@ def _run_lines(found: dict[str, Any], facts: dict[str, Any], run: LoadedRun, don
         f"(perplexity {at_most}{found['val/ppl_bound']:.2f}, {found['val/bpb']:.4f} bits per byte)",
     ]
     lines += [f"    {name:<16}{value:.4f}" for name, value in found["terms"].items()]
-    kind = run.objective.kind()
+    kind = Kind.of_result(found)
     more = "".join(f"; {name} {value}" for name, value in kind.depends_on.items())
     lines.append(f"  kind        {kind}{more}")
     lines += [
