@@ -133,10 +133,15 @@ def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
         denoiser.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
     denoiser.add_argument("--mode", choices=("forward", "training"), default=argparse.SUPPRESS)
     denoiser.add_argument("--out", default="runs/benchmark/denoiser", metavar="DIR", help="default %(default)s")
+    scan = things.add_parser("scan", help="the state-space scan against mamba-ssm's, and a layer both ways")
+    for size in ("batch", "length", "heads", "head_dim", "d_state", "n_groups", "chunk_size", "repeats", "threads"):
+        scan.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    scan.add_argument("--kernel", choices=("torch", "mamba_ssm"), default=argparse.SUPPRESS)
+    scan.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
     for thing in (head, denoiser):
         thing.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
         thing.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
-    return [head, denoiser]
+    return [head, denoiser, scan]
 
 
 def main(argv: list[str]) -> int:

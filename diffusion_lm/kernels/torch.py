@@ -1,21 +1,15 @@
 """torch: the chunked scan in plain PyTorch, for any device.
 
-Inside a chunk of Q positions the scan is a masked matrix product, y = (L * C B^T) X with X = dt x; between chunks it
-is a recurrence over states (Dao and Gu, arXiv 2405.21060, section 6, listing 1). Forward and backward are written out
-(an autograd.Function), so that nothing of size [Q, Q] is kept, products and sums run in place, and heads of a group
-share one product with B and C. Decays are float32 or better; 2^x stands for e^x because PyTorch's exp is several times
-slower on CPUs that are not Intel's. Backwards, the same code runs on mirrored masks: nothing is flipped.
+Backwards, the same code runs on mirrored masks: nothing is flipped. Under torch.compile the scan is one operator, so
+that one graph serves every length and nothing of it is traced.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from diffusion_lm.kernels.base import ScanKernel, check_groups, runs_of
-from diffusion_lm.layers.carry import carry
+from diffusion_lm.layers.chunked_scan import ChunkedScan, Plan, opaque_scan
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Segment, Tensor
 
@@ -49,225 +43,15 @@ class Torch(ScanKernel):
         reverse: bool = False,
     ) -> tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"] | None]:
         check_groups(x, B)
-        length, runs = x.shape[1], None if segment is None else runs_of(segment)
-        # a compiled graph serves every length, so that nothing in it may depend on how a length compares
-        chunk = chunk_size if torch.compiler.is_compiling() else min(chunk_size, length)
-        rest = -length % chunk
-        padded = [_pad(v, rest) for v in (x, wide(dt), B, C)]
-        if runs is not None and rest:
-            runs = torch.cat((runs, runs[:, -1:].expand(-1, rest)), 1)
-        plan = Plan(chunk, reverse, want_state)
-        with torch.autocast(x.device.type, enabled=False):
-            y, state = ChunkedScan.apply(*padded[:2], wide(A), *padded[2:], initial_state, runs, plan)
-        y = y[:, :length]
+        runs, inputs = None if segment is None else runs_of(segment), (x, wide(dt), wide(A), B, C)
+        if torch.compiler.is_compiling():
+            if initial_state is None:
+                initial_state = inputs[1].new_zeros(x.shape[0], x.shape[2], x.shape[3], B.shape[3])
+            y, state, _ = opaque_scan(*inputs, wide(initial_state), runs, chunk_size, reverse)
+        else:
+            plan = Plan(min(chunk_size, x.shape[1]), reverse, want_state)
+            with torch.autocast(x.device.type, enabled=False):
+                y, state = ChunkedScan.apply(*inputs, initial_state, runs, plan)
         if D is not None:
             y = torch.addcmul(y, x, D.to(x.dtype) if D.dim() == 2 else D.to(x.dtype).unsqueeze(-1))
-        return y, state
-
-
-SLICE = 1 << 19
-"""Numbers of size [Q, Q] that are made at once on a CPU."""
-
-
-class Plan(NamedTuple):
-    """What is no tensor."""
-
-    chunk: int
-    reverse: bool
-    want_state: bool
-
-
-class Decays(NamedTuple):
-    """Decays within the chunks and over their edges, in scan order: a chunk's last position is its first in reverse.
-
-    Masks of segments are in the last three: they are 0 where a boundary lies between.
-    """
-
-    log2: Float[Tensor, "B c Q H"]
-    """log2 of the decay from before the chunk to each position."""
-    allowed: Tensor
-    """Which position sees which, within a chunk."""
-    entering: Float[Tensor, "B c Q H"]
-    """From the state before the chunk to each position."""
-    leaving: Float[Tensor, "B c Q H"]
-    """From each position to the state after the chunk."""
-    across: Float[Tensor, "B c H"]
-    """From the state before the chunk to the state after it."""
-
-    def part(self, some: slice) -> "Decays":
-        """Of some chunks."""
-        return Decays(*(v if v.dim() == 2 else v[:, some] for v in self))
-
-
-def _decays(dt: Tensor, A: Tensor, runs: Tensor | None, plan: Plan) -> Decays:
-    log2 = _cumsum(dt * (A * math.log2(math.e)), plan.reverse)
-    edge = 0 if plan.reverse else plan.chunk - 1
-    entering, leaving = torch.exp2(log2), torch.exp2(log2[:, :, edge, None] - log2)
-    across = entering[:, :, edge]
-    order = torch.ones(plan.chunk, plan.chunk, dtype=torch.bool, device=dt.device)
-    allowed = order.triu() if plan.reverse else order.tril()
-    if runs is not None:
-        runs = runs.unflatten(1, (-1, plan.chunk))  # [B, c, Q]
-        after = runs[:, :, edge]
-        outside = runs[:, -1:, -1] if plan.reverse else runs[:, :1, 0]  # where an initial state comes from
-        before = torch.cat((after[:, 1:], outside) if plan.reverse else (outside, after[:, :-1]), 1)
-        allowed = (allowed & (runs.unsqueeze(-1) == runs.unsqueeze(-2))).unsqueeze(2)
-        entering = entering * (runs == before.unsqueeze(-1)).unsqueeze(-1)
-        leaving = leaving * (runs == after.unsqueeze(-1)).unsqueeze(-1)
-        across = across * (after == before).unsqueeze(-1)
-    return Decays(log2, allowed, entering, leaving, across)
-
-
-def _between(log2: Tensor) -> Float[Tensor, "B c H Q Q"]:
-    """Decay from every position of a chunk to every other. Those that are not allowed are finite and nothing else."""
-    log2 = log2.transpose(2, 3).contiguous()
-    return (log2.unsqueeze(-1) - log2.unsqueeze(-2)).clamp_(max=0).exp2_()
-
-
-class ChunkedScan(torch.autograd.Function):
-    """(x, dt, A, B, C, initial state, runs, plan) -> (y, final state), lengths a multiple of the chunk.
-
-    In eager mode on a CPU a few chunks at a time, so that what is [Q, Q] stays in the cache and is never allocated
-    anew; the state goes from one such slice to the next, and its gradient back.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x, dt, A, B, C, initial, runs, plan: Plan):
-        y, groups = torch.empty_like(x), B.shape[2]
-        parts = _Parts((x, dt, B, C, y), _decays(dt.unflatten(1, (-1, plan.chunk)), A, runs, plan), plan)
-        state, carried = _inward(initial, groups), parts.chunks > 1 or initial is not None or plan.want_state
-        before = x.new_empty(parts.chunks, len(x), groups, B.shape[3], x[0, 0].numel() // groups) if carried else None
-        for some in parts.slices(plan.reverse):
-            xs, dts, Bs, Cs, ys = parts.take(some)
-            decays = parts.decays.part(some)
-            ys.copy_(_within(xs, dts, Bs, Cs, decays))
-            if before is not None:
-                added = Bs.transpose(-1, -2) @ _grouped(xs * _as(x, dts * decays.leaving), groups)
-                before[some], state = carry(added.transpose(0, 1), decays.across, state, plan.reverse)
-                ys.addcmul_(_ungrouped(Cs @ before[some].transpose(0, 1), xs.shape), _as(x, decays.entering))
-        ctx.save_for_backward(x, dt, A, B, C, runs, before)
-        ctx.plan, ctx.has_initial = plan, initial is not None
-        ctx.set_materialize_grads(False)
-        return y, _outward(state, x.shape) if plan.want_state else None
-
-    @staticmethod
-    def backward(ctx: Any, dy, dfinal):
-        x, dt, A, B, C, runs, before = ctx.saved_tensors
-        plan, dy = ctx.plan, torch.zeros_like(x) if dy is None else dy
-        grads = [torch.empty_like(v) for v in (x, dt, B, C)]
-        parts = _Parts((x, dt, B, C, dy, *grads), _decays(dt.unflatten(1, (-1, plan.chunk)), A, runs, plan), plan)
-        dlog, dstate = torch.empty_like(parts.decays.log2), _inward(dfinal, B.shape[2])
-        for some in parts.slices(not plan.reverse):
-            xs, dts, *_, dxs, ddts, dBs, dCs = taken = parts.take(some)
-            decays = parts.decays.part(some)
-            own = _within_back(*taken[:5], decays)
-            if before is not None:
-                dstate = _between_back(*taken[:5], decays, before[some].transpose(0, 1), dstate, own, plan.reverse)
-            for value, full in zip(own, (dxs, dlog[:, some], dBs, dCs), strict=True):
-                full.copy_(value)
-            ddts.copy_((own[0] * xs).sum(-1))
-            dxs.mul_(_as(x, dts))
-        dx, ddt, dB, dC = grads
-        da = _cumsum(dlog, not plan.reverse).flatten(1, 2)
-        dinitial = _outward(dstate, x.shape) if ctx.has_initial else None
-        return dx, ddt.addcmul_(da, A), (da * dt).sum((0, 1)), dB, dC, dinitial, None, None
-
-
-class _Parts:
-    """The inputs chunk by chunk, and which chunks go together."""
-
-    def __init__(self, tensors: tuple[Tensor, ...], decays: Decays, plan: Plan) -> None:
-        self.tensors = [v.unflatten(1, (-1, plan.chunk)) for v in tensors]  # [B, c, Q, ...]
-        self.decays, self.chunks = decays, self.tensors[0].shape[1]
-
-    def slices(self, backwards: bool) -> list[slice]:
-        """In the order of the recurrence."""
-        rows, _, chunk, heads, _ = self.tensors[0].shape
-        if torch.compiler.is_compiling() or self.tensors[0].device.type != "cpu":
-            return [slice(None)]
-        size = max(1, SLICE // (rows * heads * chunk**2))
-        found = [slice(k, k + size) for k in range(0, self.chunks, size)]
-        return found[::-1] if backwards else found
-
-    def take(self, some: slice) -> list[Tensor]:
-        """Of some chunks; what belongs to groups has them before the positions."""
-        groups = (2, 3, 7, 8) if len(self.tensors) > 5 else (2, 3)
-        return [v[:, some].transpose(2, 3) if k in groups else v[:, some] for k, v in enumerate(self.tensors)]
-
-
-def _within(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, decays: Decays) -> Float[Tensor, "B c Q H P"]:
-    """(L * C B^T) X"""
-    scores = (C @ B.transpose(-1, -2)).mul_(decays.allowed).unsqueeze(3)
-    weights = _between(decays.log2)
-    weights.unflatten(2, (scores.shape[2], -1)).mul_(scores)
-    return (weights.to(x.dtype) @ _by_head(x, dt)).transpose(2, 3)
-
-
-def _within_back(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, dy: Tensor, decays: Decays) -> tuple[Tensor, ...]:
-    """Gradients of the products within chunks: to X, to the logarithm of the decays, to B and to C."""
-    groups = B.shape[2]
-    scores = (C @ B.transpose(-1, -2)).mul_(decays.allowed).unsqueeze(3)
-    decay, dy = _between(decays.log2), dy.transpose(2, 3).contiguous()
-    dweights = wide(dy @ _by_head(x, dt).transpose(-1, -2)).mul_(decay)
-    grouped = dweights.unflatten(2, (groups, -1))
-    dscores = grouped.sum(3).mul_(decays.allowed).to(x.dtype)
-    grouped.mul_(scores)
-    dlog = dweights.sum(-1).sub_(dweights.sum(-2)).transpose(2, 3)
-    decay.unflatten(2, (groups, -1)).mul_(scores)
-    dX = (decay.to(x.dtype).transpose(-1, -2) @ dy).transpose(2, 3)
-    return dX, dlog, dscores.transpose(-1, -2) @ C, dscores @ B
-
-
-def _between_back(x, dt, B, C, dy, decays: Decays, before, dstate, grads: tuple[Tensor, ...], reverse: bool) -> Tensor:
-    """Adds the gradients of what goes through the states to `grads`, and returns that of the state before."""
-    dX, dlog, dB, dC = grads
-    groups, leaving = B.shape[2], dt * decays.leaving
-    dread = _grouped(dy * _as(x, decays.entering), groups)
-    dC += dread @ before.transpose(-1, -2)
-    dlocal = (C.transpose(-1, -2) @ dread).transpose(0, 1)
-    dafter, dstate = carry(dlocal, decays.across, dstate, not reverse)
-    dafter = dafter.transpose(0, 1)
-    dB += _grouped(x * _as(x, leaving), groups) @ dafter.transpose(-1, -2)
-    dleaving = _ungrouped(B @ dafter, x.shape)
-    dX.addcmul_(dleaving, _as(x, decays.leaving))
-    lost = dleaving.mul_(x).sum(-1) * leaving
-    dlog += _ungrouped(C @ before, x.shape).mul_(dy).sum(-1) * decays.entering - lost
-    kept = (dafter * before).unflatten(-1, (-1, x.shape[-1])).sum((3, 5)).flatten(2)
-    dlog[:, :, 0 if reverse else -1] += lost.sum(2) + kept * decays.across
-    return dstate
-
-
-def _as(x: Tensor, factor: Tensor) -> Float[Tensor, "B c Q H 1"]:
-    """A factor of every channel of a head, in the dtype of x."""
-    return factor.to(x.dtype).unsqueeze(-1)
-
-
-def _by_head(x: Tensor, dt: Tensor) -> Float[Tensor, "B c H Q P"]:
-    """X = dt x"""
-    return x.transpose(2, 3).clone(memory_format=torch.contiguous_format).mul_(_as(x, dt.transpose(2, 3)))
-
-
-def _grouped(value: Tensor, groups: int) -> Float[Tensor, "B c G Q RP"]:
-    """Heads of a group side by side. [B, c, Q, H, P]"""
-    return value.unflatten(3, (groups, -1)).flatten(4).transpose(2, 3)
-
-
-def _ungrouped(value: Tensor, shape: torch.Size) -> Float[Tensor, "B c Q H P"]:
-    return value.transpose(2, 3).reshape(shape)
-
-
-def _inward(state: Tensor | None, groups: int) -> Float[Tensor, "B G N RP"] | None:
-    """A state as the products have it. [B, H, P, N]"""
-    return None if state is None else state.unflatten(1, (groups, -1)).flatten(2, 3).transpose(2, 3)
-
-
-def _outward(state: Tensor, shape: torch.Size) -> Float[Tensor, "B H P N"]:
-    return state.transpose(2, 3).reshape(shape[0], shape[2], shape[3], -1)
-
-
-def _cumsum(value: Tensor, reverse: bool) -> Float[Tensor, "B c Q H"]:
-    return value.flip(2).cumsum(2).flip(2) if reverse else value.cumsum(2)
-
-
-def _pad(value: Tensor, amount: int) -> Tensor:
-    return F.pad(value, (0, 0) * (value.dim() - 2) + (0, amount)) if amount else value
+        return y, state if want_state else None

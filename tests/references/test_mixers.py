@@ -1,4 +1,4 @@
-"""Attention and Mamba-2 against loops over positions that were written for this test, outputs and gradients."""
+"""Attention against loops over positions that were written for this test, outputs and gradients."""
 
 import copy
 import math
@@ -9,8 +9,6 @@ from torch import nn
 
 from diffusion_lm.layers.rotary import rotary_table, rotate
 from diffusion_lm.mixers.attention import Attention, AttentionConfig
-from diffusion_lm.mixers.bidirectional import Bidirectional, BidirectionalConfig
-from diffusion_lm.mixers.mamba2 import Mamba2, Mamba2Config
 
 
 def rotated(vector: torch.Tensor, position: int) -> torch.Tensor:
@@ -36,39 +34,6 @@ def naive_attention(mixer: Attention, x: torch.Tensor, head_dim: int, causal: bo
             weights = scores.exp() / scores.exp().sum()
             heads.append(sum(w * v[j, part] for w, j in zip(weights, seen, strict=True)))
         rows.append(mixer.out_proj.weight @ torch.cat(heads))
-    return torch.stack(rows)
-
-
-def naive_mamba2(mixer: Mamba2, x: torch.Tensor, config: Mamba2Config) -> torch.Tensor:
-    """The whole layer, position by position, as at generation: convolution window, state, gate, norm. x: [L, D]"""
-    inner, heads = config.expand * x.shape[1], config.expand * x.shape[1] // config.head_dim
-    state_size, groups = config.d_state, config.n_groups
-    channels = inner + 2 * groups * state_size
-    window = [x.new_zeros(channels)] * config.d_conv
-    states = [x.new_zeros(config.head_dim, state_size) for _ in range(heads)]
-    rows = []
-    for position in x:
-        projected = mixer.in_proj.weight @ position
-        z, new, dt = projected[:inner], projected[inner : inner + channels], projected[inner + channels :]
-        window = [*window[1:], new]
-        mixed = mixer.conv1d.bias + sum(mixer.conv1d.weight[:, 0, k] * window[k] for k in range(config.d_conv))
-        mixed = mixed * torch.sigmoid(mixed)
-        values, keys, queries = mixed.split((inner, groups * state_size, groups * state_size))
-        ys = []
-        for h in range(heads):
-            g = h // (heads // groups)
-            own, key, query = (
-                values[h * config.head_dim : (h + 1) * config.head_dim],
-                keys[g * state_size : (g + 1) * state_size],
-                queries[g * state_size : (g + 1) * state_size],
-            )
-            step = torch.log(1 + torch.exp(dt[h] + mixer.dt_bias[h]))
-            decay = torch.exp(-step * torch.exp(mixer.A_log[h]))
-            states[h] = decay * states[h] + step * torch.outer(own, key)
-            ys.append(states[h] @ query + mixer.D[h] * own)
-        gated = torch.cat(ys) * z * torch.sigmoid(z)
-        normed = torch.cat([part / torch.sqrt((part**2).mean() + 1e-5) for part in gated.chunk(groups)])
-        rows.append(mixer.out_proj.weight @ (normed * mixer.norm.weight))
     return torch.stack(rows)
 
 
@@ -108,43 +73,3 @@ def test_rotary_scores_depend_on_the_distance_alone():
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-4, atol=1e-5)
     assert scores[0].std() > 0.1
-
-
-CONFIGS = {
-    "plain": Mamba2Config(d_state=4, head_dim=8, chunk_size=4),
-    "groups": Mamba2Config(d_state=4, head_dim=4, n_groups=2, chunk_size=3),
-    "wide": Mamba2Config(d_state=3, head_dim=8, expand=4, n_groups=2, d_conv=2, chunk_size=64),
-    "no window": Mamba2Config(d_state=5, head_dim=16, d_conv=1, chunk_size=2),
-}
-
-
-@pytest.mark.parametrize("name", list(CONFIGS))
-@pytest.mark.parametrize("length", [1, 3, 8, 11])
-def test_mamba2_is_its_recurrence(name, length):
-    config = CONFIGS[name]
-    torch.manual_seed(1)
-    compare(Mamba2(config, 16), lambda slow, row: naive_mamba2(slow, row, config), length, 16, error=2e-5)
-
-
-def test_bidirectional_is_two_recurrences_one_of_them_backwards():
-    inner = CONFIGS["plain"]
-    torch.manual_seed(2)
-
-    def naive(slow, row):
-        return naive_mamba2(slow.forward_mixer, row, inner) + naive_mamba2(slow.reverse_mixer, row.flip(0), inner).flip(
-            0
-        )
-
-    compare(Bidirectional(BidirectionalConfig(inner=inner), 16), naive, 9, 16, error=2e-5)
-
-
-def test_mamba2_starts_with_mamba_ssms_steps_and_decays():
-    torch.manual_seed(0)
-    mixer = Mamba2(Mamba2Config(head_dim=1), 2000)
-    step, A = nn.functional.softplus(mixer.dt_bias.detach()), mixer.A_log.detach().exp()
-    assert step.min() >= 1e-3 * 0.999
-    assert step.max() <= 1e-1 * 1.001
-    assert abs(float(step.log().mean()) - math.log(1e-2)) < 4 * (math.log(100) / 12**0.5) / 4000**0.5
-    assert A.min() >= 1
-    assert A.max() <= 16
-    assert abs(float(A.mean()) - 8.5) < 4 * (15 / 12**0.5) / 4000**0.5
