@@ -36,9 +36,30 @@ EVERYDAY = {
 }
 
 
+MIXERS = {
+    "attention, causal": {**ATTENTION, "causal": True},
+    "attention, blocks": {**ATTENTION, "causal": True, "block_size": 4},
+    "attention, grouped": {**ATTENTION, "n_kv_heads": 1, "qk_norm": True},
+    "mamba2": MAMBA2,
+    "mamba2, options": {**MAMBA2, "n_groups": 2, "rmsnorm": False, "D_has_hdim": True, "dt_limit": [0.001, 0.2]},
+    "bidirectional, gated": {**BOTH, "sharing": "projections", "merge": "gated"},
+    "bidirectional, everything": {**BOTH, "sharing": "everything"},
+    "hydra": {"name": "hydra", "head_dim": 16, "d_state": 8, "chunk_size": 8},
+}
+
+
+def with_mixer(name):
+    denoiser = "transformer" if name.startswith("attention") else "mamba"
+    return {"name": denoiser, "n_layers": 1, "conditioning": "none", "mixer": MIXERS[name]}
+
+
 def crossed():
-    """Every denoiser with every conditioning that it takes."""
-    cases = {}
+    """Every denoiser with every conditioning that it takes, every mixer, and both kinds with documents in a row."""
+    cases = {name: with_mixer(name) for name in MIXERS}
+    cases |= {f"{name}, segments": [with_mixer(name), "segments"] for name in ("attention, causal", "mamba2", "hydra")}
+    full = {"name": "transformer", "n_layers": 1, "mixer": ATTENTION}
+    cases["attention, segments"] = [full, "segments"]
+    cases["bidirectional, segments"] = [{"name": "mamba", "n_layers": 1, "mixer": BOTH}, "segments"]
     for denoiser, keys in DENOISERS.items():
         for conditioning in variants("conditioning"):
             if (denoiser, conditioning) == ("dimba", "none") or (denoiser == "dit" and "adaln" not in conditioning):
