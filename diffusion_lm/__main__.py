@@ -132,6 +132,7 @@ def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
     for size in ("attention_limit", "layers", "d_model", "tokens", "repeats", "threads"):
         denoiser.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
     denoiser.add_argument("--mode", choices=("forward", "training"), default=argparse.SUPPRESS)
+    denoiser.add_argument("--clock", choices=("wall", "processor"), default=argparse.SUPPRESS)
     denoiser.add_argument("--out", default="runs/benchmark/denoiser", metavar="DIR", help="default %(default)s")
     scan = things.add_parser("scan", help="the state-space scan against mamba-ssm's, and a layer both ways")
     for size in ("batch", "length", "heads", "head_dim", "d_state", "n_groups", "chunk_size", "repeats", "threads"):

@@ -4,11 +4,17 @@ The first denoiser has `layers` blocks with its own MLP; the others get the dept
 many parameters (`sizing.fitted`). What is timed is the trunk, without the token table and the head, which are the same
 for all: its forward pass, or the forward and backward passes of training. A call holds `tokens` positions, cut into
 rows of a length, or one row where the length is larger. All denoisers and lengths take turns in one process.
+
+Beside the time on the wall stands the processor time of all threads, which leaves out the waiting for cores that other
+jobs hold: `clock` says which of them the table and the ratios are of.
 """
 
 import csv
 import io
 import os
+import statistics
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,7 +32,10 @@ from diffusion_lm.sizing import fitted
 
 PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
 MLP_UNIT = 8
-COLUMNS = ("denoiser", "n_layers", "mlp_width", "parameters", "length", "rows", "seconds", "microseconds_per_token")
+COLUMNS = (
+    *("denoiser", "n_layers", "mlp_width", "parameters", "length", "rows"),
+    *("seconds", "processor_seconds", "microseconds_per_token"),
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -42,6 +51,7 @@ class DenoiserTimesConfig:
     tokens: int = 16384
     """Positions in a call."""
     mode: str = choice("forward", "training")
+    clock: str = choice("wall", "processor")
     repeats: int = 3
     """Rounds; the median counts."""
     threads: int = 0
@@ -60,6 +70,8 @@ class DenoiserTimesConfig:
                 raise unknown("denoisers: no variant", name, variants("denoisers"))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: got cuda, but torch finds no GPU here; choose cpu")
+        if self.device == "cuda" and self.clock == "processor":
+            raise ValueError("clock: got processor, which does not see the GPU's time; choose wall")
 
     def rows(self, length: int) -> int:
         """Rows of a call."""
@@ -114,13 +126,14 @@ def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
     built = {name: build(each, config.d_model).to(config.device) for name, each in chosen.items()}
     for denoiser in built.values():
         call(config, denoiser, min(config.lengths))(0)
+    cases = [(name, length) for length in config.lengths for name in built if config.runs(chosen[name], length)]
+    processor: dict[tuple[str, int], list[float]] = defaultdict(list)
     steps = {
-        (name, length): call(config, built[name], length)
-        for length in config.lengths
-        for name in built
-        if config.runs(chosen[name], length)
+        (name, length): _clocked(call(config, built[name], length), processor[name, length]) for name, length in cases
     }
-    seconds = interleaved(steps, config.repeats, config.device, uncounted=0)
+    wall = interleaved(steps, config.repeats, config.device, uncounted=0)
+    busy = {case: statistics.median(values) for case, values in processor.items()}
+    counted = busy if config.clock == "processor" else wall
     times = [
         {
             "denoiser": name,
@@ -129,20 +142,32 @@ def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
             "parameters": chosen[name].parameters(config.d_model),
             "length": length,
             "rows": config.rows(length),
-            "seconds": value,
-            "microseconds_per_token": 1e6 * value / (config.rows(length) * length),
+            "seconds": wall[name, length],
+            "processor_seconds": busy[name, length],
+            "microseconds_per_token": 1e6 * counted[name, length] / (config.rows(length) * length),
         }
-        for (name, length), value in seconds.items()
+        for name, length in cases
     ]
     return {
         "benchmark": "denoiser",
-        **{name: getattr(config, name) for name in ("d_model", "mode", "precision", "repeats", "device")},
+        **{name: getattr(config, name) for name in ("d_model", "mode", "clock", "precision", "repeats", "device")},
         **surroundings(config.device),
         "load": [load, os.getloadavg()[0]],
         "times": times,
         "growth": {name: _growth(times, name) for name in config.denoisers},
         "times_faster": {name: _times_faster(times, config.denoisers[0], name) for name in config.denoisers[1:]},
     }
+
+
+def _clocked(step: Callable[[int], None], spent: list[float]) -> Callable[[int], None]:
+    """The step, which notes the processor time that it took."""
+
+    def run(number: int) -> None:
+        began = time.process_time()
+        step(number)
+        spent.append(time.process_time() - began)
+
+    return run
 
 
 def _per_token(times: list[dict[str, Any]], name: str) -> dict[int, float]:
@@ -167,9 +192,10 @@ def table(found: dict[str, Any]) -> str:
     others = list(found["times_faster"])
     sized = {row["denoiser"]: row for row in found["times"]}
     lines = [
-        f"{found['mode']}, microseconds per token, d_model {found['d_model']}, {found['precision']}, median of "
-        f"{found['repeats']}; {found['machine']}, torch {found['torch']}, {found['threads']} threads, load "
-        f"{found['load'][0]:.1f} to {found['load'][1]:.1f}, commit {found.get('git', 'unknown')}",
+        f"{found['mode']}, microseconds per token ({found['clock']} clock), d_model {found['d_model']}, "
+        f"{found['precision']}, median of {found['repeats']}; {found['machine']}, torch {found['torch']}, "
+        f"{found['threads']} threads, load {found['load'][0]:.1f} to {found['load'][1]:.1f}, commit "
+        f"{found.get('git', 'unknown')}",
         *(
             f"{name}: {row['n_layers']} blocks, MLP {row['mlp_width']} wide, {row['parameters']:,} parameters"
             for name, row in sized.items()
@@ -211,7 +237,11 @@ def _draw(found: dict[str, Any], path: Path) -> None:
     lengths = sorted({row["length"] for row in found["times"]})
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
-    axes.set(xlabel="length, tokens", ylabel=f"microseconds per token, {found['mode']}", ylim=(0, None))
+    axes.set(
+        xlabel="length, tokens",
+        ylabel=f"microseconds per token, {found['mode']}, {found['clock']} clock",
+        ylim=(0, None),
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     with atomic_path(path) as temporary:

@@ -40,6 +40,14 @@ def test_times_are_per_token_and_ratios_are_to_the_first(found):
     assert found["growth"]["mamba"] == pytest.approx(rows["mamba", 128]["seconds"] / other)
 
 
+def test_the_processors_clock_counts_where_it_is_asked_for():
+    found = denoiser.measure(DenoiserTimesConfig(**TINY, clock="processor"))
+    for row in found["times"]:
+        assert row["microseconds_per_token"] == pytest.approx(1e6 * row["processor_seconds"] / 128)
+        assert row["processor_seconds"] != row["seconds"]
+    assert "(processor clock)" in denoiser.table(found)
+
+
 def test_a_length_above_the_tokens_is_one_row():
     config = DenoiserTimesConfig(tokens=100)
     assert [config.rows(length) for length in (10, 60, 100, 1000)] == [10, 1, 1, 1]
