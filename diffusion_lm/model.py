@@ -191,10 +191,11 @@ class DenoisingModel(nn.Module):
     def weighted_cross_entropy(
         self, noisy: Noisy, tokens: Tokens, weight: Float[Tensor, "B L"], rows: Int[Tensor, "R"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "B L"]]:
-        """sum of weight * -ln p(token), and -ln p(token) without gradient, 0 outside `rows`.
+        """sum of weight * -ln p(token), and -ln p(token) without gradient, 0 outside `rows`; of scores their loss.
 
         rows: flat places of the positions with a weight, -1 where there is none (see `Corrupted`). The norm, the head
-        and the softmax run on them alone. The readout is a `posterior`, and the state has no evidence to add.
+        and the softmax run on them alone. The readout is a `posterior`, or a `score` at masked positions, and the state
+        has no evidence to add.
         """
         hidden, evidence = self._trunk(noisy)
         if evidence is not None:
@@ -207,6 +208,7 @@ class DenoisingModel(nn.Module):
             tokens.flatten().index_select(0, places),
             weight.flatten().index_select(0, places) * scored,
             self.vocabulary,
+            self.readout.normalised,
         )
         # the fills go to a place of their own behind the last position
         everywhere = losses.new_zeros(tokens.numel() + 1).scatter(0, rows.where(scored, tokens.numel()), losses)

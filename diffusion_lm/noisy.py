@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from diffusion_lm.shapes import Bool, Float, Given, Hidden, Int, Positions, Segment, State, Tensor, Times, Tokens
+from diffusion_lm.shapes import Bool, Float, Given, Hidden, Int, Positions, Rows, Segment, State, Tensor, Times, Tokens
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Corrupted:
 
     x_t: corrupted ids [B, L]; t: times [B, 1]; weight: 1 / density of t [B, 1]; given: clean positions [B, L] or None.
     rows: flat places b L + i of the positions that are scored [R], R a multiple of `ROWS`, filled up with -1.
+    count: what the loss of a row is divided by, the mean over its global batch of the positions that count [B].
     """
 
     tokens: Tokens
@@ -58,6 +59,7 @@ class Corrupted:
     weight: Times
     given: Given | None
     rows: Int[Tensor, "R"]
+    count: Rows
     segment: Segment | None = None
 
     def to(self, device: torch.device | str) -> "Corrupted":

@@ -32,6 +32,8 @@ class Readout(ABC):
 
     over_tokens: ClassVar[bool] = True
     """Whether the last layer has an output per token (else one per dimension of the token vectors)."""
+    normalised: ClassVar[bool] = True
+    """Whether exp(output) is taken over its sum to be a distribution (else it counts by itself)."""
 
     @abstractmethod
     def posterior(self, process: ReadsScores, x_t: State, t: Times) -> "Prediction":
@@ -86,6 +88,8 @@ class Scores(Readout):
     """ln of the ratios p_t(x with v at i) / p_t(x), over the process's own factor; -inf for the mask and padding."""
 
     logits: Logits
+
+    normalised = False
 
     def posterior(self, process: ReadsScores, x_t: State, t: Times) -> Prediction:
         return Prediction(process.posterior_of_scores(self.logits, x_t, t))

@@ -20,7 +20,7 @@ from diffusion_lm.shapes import Bool, Float, Given, Hidden, Rows, Segment, Tenso
 class Embedded:
     """A training batch of a Gaussian process. scored: positions that are not given [B, L]; tokens: their number [B].
 
-    answer: x_0 where prompts leak.
+    count: what the loss of a row is divided by (`Objective.mean_counted`). answer: x_0 where prompts leak.
     """
 
     table: Float[Tensor, "V D"]
@@ -29,6 +29,7 @@ class Embedded:
     given: Given | None
     scored: Bool[Tensor, "B L"]
     tokens: Rows
+    count: Rows
     answer: Hidden | None
 
 
@@ -45,12 +46,13 @@ class GaussianObjective(Objective):
 
     def _embedded(self, model: DenoisingModel, batch: Batch) -> Embedded:
         """A training batch with its embeddings and its prompts."""
-        noise, table = self.training_noise.noise(batch), model.table()
+        noise, table = self.training_noise.noise(batch.position), model.table()
         given = draw_given(self.prompt, noise, batch.tokens.shape[1])
         scored = torch.ones_like(batch.tokens, dtype=torch.bool) if given is None else ~given
         x_0 = self.process.encode(batch.tokens, table)
         answer = x_0 if self.prompt.leak else None
-        return Embedded(table, x_0, noise, given, scored, scored.sum(1).to(torch.float32), answer)
+        tokens, count = scored.sum(1).to(torch.float32), self.mean_counted(batch)
+        return Embedded(table, x_0, noise, given, scored, tokens, count, answer)
 
     def _predict(
         self,

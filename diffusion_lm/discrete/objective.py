@@ -9,12 +9,14 @@ from torch.nn.functional import softplus
 from diffusion_lm.discrete.process import SMALLEST, DiscreteProcess
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted, Noisy, scored_rows
-from diffusion_lm.objectives.base import Bound, Objective
+from diffusion_lm.objectives.base import Bound, Loss, Objective
 from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise, Stream, stratified_levels
 from diffusion_lm.readouts import Readout
 from diffusion_lm.shapes import Bool, Float, Rows, Tensor, Times, Tokens
 
+LEAST_NOISE = 1e-3
+"""Noise level that training reaches at the least."""
 LEAST_SHARE = 0.05
 """Of masks, and of random tokens, at the position that is replaced for certain. More of the rarer kind would make up
 for variance that the usual mixtures do not have."""
@@ -45,28 +47,58 @@ class DiscreteObjective(Objective):
     """Smallest time in training."""
 
     def draw(self, batch: Batch) -> Corrupted:
-        noise = self.training_noise.noise(batch)
-        u, weight = self.training_noise.times(batch)
+        noise = self.training_noise.noise(batch.position)
+        u, weight = self.training_noise.times(batch.position)
         t = self.training_time(u)
         x_t = self.process.corrupt(batch.tokens, t, noise)
         given = draw_given(self.prompt, noise, batch.tokens.shape[1])
         if given is not None:
             x_t = x_t.where(~given, batch.tokens)
         scored = self.scored(x_t) if given is None else self.scored(x_t) & ~given
-        return Corrupted(batch.tokens, x_t, t, weight, given, scored_rows(scored), batch.segment)
+        rows, count = scored_rows(scored), self.mean_counted(batch)
+        return Corrupted(batch.tokens, x_t, t, weight, given, rows, count, batch.segment)
 
     def training_time(self, u: Times) -> Times:
         """The time that is trained on, for a draw in [0, 1)."""
         t_min = self.config.t_min
         return t_min + (1 - t_min) * u
 
+    def check(self) -> None:
+        times = self.training_noise.time_sampler.config
+        most = self.training_time(torch.tensor([[times.low], [times.high]], dtype=torch.float64))
+        level = float(self.process.noise_level(most).max())
+        if not level >= LEAST_NOISE:
+            raise ValueError(
+                f"times: got noise levels of at most {level:.3g} in the range that is trained on, expected at least "
+                f"{LEAST_NOISE}: with so little noise there is nothing to learn; raise times.high, or objective.t_min"
+            )
+
     def scored(self, x_t: Tokens) -> Bool[Tensor, "B L"]:
         """The positions whose prediction the loss looks at."""
-        return torch.ones_like(x_t, dtype=torch.bool)
+        return self.process.is_masked(x_t) if self.process.absorbing else torch.ones_like(x_t, dtype=torch.bool)
 
     def predict(self, model: DenoisingModel, drawn: Corrupted) -> Readout:
         """The model's prediction at a training draw."""
         return model(Noisy(drawn.x_t, self.process.noise_level(drawn.t), drawn.given, segment=drawn.segment))
+
+    def loss_of_masked(self, model: DenoisingModel, drawn: Corrupted, rate: Times, level: Times) -> Loss:
+        """rate x the readout's loss of the token, summed over masked positions; the head runs on their rows alone."""
+        masked = self.process.is_masked(drawn.x_t)
+        weight = (drawn.weight * rate).float() * masked
+        noisy = Noisy(drawn.x_t, level, drawn.given, segment=drawn.segment)
+        share = weight / drawn.count.unsqueeze(1) / len(weight)
+        loss, losses = model.weighted_cross_entropy(noisy, drawn.tokens, share, drawn.rows)
+        mean = losses.sum() / masked.sum().clamp(min=1)
+        name = "cross_entropy" if self.readout == "posterior" else "score_entropy"
+        return Loss(loss, (weight * losses).sum(1), tokens_scored(drawn), {name: mean})
+
+    def loss_of_all(self, prediction: Readout, drawn: Corrupted, losses: Float[Tensor, "B L"]) -> Loss:
+        """Losses of all positions, summed over those that are not given."""
+        if drawn.given is not None:
+            losses = losses.masked_fill(drawn.given, 0.0)
+        nll = (drawn.weight.squeeze(1) * losses.sum(1)).float()
+        terms = {"cross_entropy": mean_entropy(self.process, prediction, drawn)}
+        return Loss((nll / drawn.count).mean(), nll.detach(), tokens_scored(drawn), terms)
 
 
 def check_t_min(t_min: float) -> None:

@@ -7,6 +7,7 @@ model that is evaluated with the same seed. All arithmetic on likelihoods is flo
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,9 +20,9 @@ from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted
 from diffusion_lm.precision import wide
 from diffusion_lm.processes.base import Process
-from diffusion_lm.prompts import PromptConfig
+from diffusion_lm.prompts import PromptConfig, draw_given
 from diffusion_lm.random import Noise
-from diffusion_lm.shapes import Float, Rows, Tensor, Times
+from diffusion_lm.shapes import Float, Positions, Rows, Tensor, Times
 from diffusion_lm.times.base import TimeSampler
 from diffusion_lm.times.stratified import Stratified, StratifiedConfig
 
@@ -70,14 +71,21 @@ class TrainingNoise:
     def __post_init__(self) -> None:
         self.time_sampler.check(self.global_batch)
 
-    def times(self, batch: Batch) -> tuple[Times, Times]:
+    def times(self, position: Positions) -> tuple[Times, Times]:
         """One time in [0, 1] per row, and 1 / its density in the range that is trained on. [B, 1] float64 each"""
-        t, weight = self.time_sampler.draw(batch.position, self.global_batch, self.seed)
+        t, weight = self.time_sampler.draw(position, self.global_batch, self.seed)
         return t.unsqueeze(1), weight.unsqueeze(1)
 
-    def noise(self, batch: Batch) -> Noise:
+    def noise(self, position: Positions) -> Noise:
         """The rows' noise."""
-        return Noise(self.seed, batch.position)
+        return Noise(self.seed, position)
+
+    def mean_of_step(self, position: Positions, value: Callable[[Positions], Rows]) -> Rows:
+        """The mean of a row's value over the global batch that each row is in, however that is split. [B]"""
+        steps, row = torch.unique(position // self.global_batch, return_inverse=True)
+        slots = torch.arange(self.global_batch, device=position.device)
+        everyone = (steps.unsqueeze(1) * self.global_batch + slots).flatten()
+        return value(everyone).view(len(steps), -1).mean(1)[row]
 
 
 class Objective(nn.Module, ABC):
@@ -107,6 +115,24 @@ class Objective(nn.Module, ABC):
         self.process = process
         self.prompt = prompt
         self.training_noise = training
+
+    def check(self) -> None:
+        """Raises `ValueError` where its schedule and the range of its times leave nothing to train on."""
+
+    def counted(self, position: Positions, length: int) -> Rows:
+        """Positions of each row that count in the loss: those that are not given. [B] float32"""
+        given = draw_given(self.prompt, self.training_noise.noise(position), length)
+        if given is None:
+            return torch.full(position.shape, float(length), device=position.device)
+        return (~given).sum(1).float()
+
+    def mean_counted(self, batch: Batch) -> Rows:
+        """What the loss of a row is divided by: the mean of `counted` over its global batch.
+
+        The mean of the losses over micro-batches and devices is then the loss of the global batch in one piece.
+        """
+        length = batch.tokens.shape[1]
+        return self.training_noise.mean_of_step(batch.position, lambda position: self.counted(position, length))
 
     def draw(self, batch: Batch) -> Batch | Corrupted:
         """What `forward` takes: the batch, with as much of its noise as can be drawn without the model."""

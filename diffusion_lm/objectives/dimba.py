@@ -41,7 +41,7 @@ class Dimba(GaussianObjective):
 
     def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
         text = self._embedded(model, batch)
-        t, weight = self.training_noise.times(batch)
+        t, weight = self.training_noise.times(batch.position)
         log_snr = self.process.log_snr(t)
         shown = {"answer": text.answer, "segment": batch.segment}
         said = self._predict(model, text.x_0, log_snr, text.noise, text.given, **shown)
@@ -49,14 +49,14 @@ class Dimba(GaussianObjective):
         entropy = cross_entropy(said.logits, batch.tokens)
         weight = weight.float() * text.scored
         losses = (weight * (error + self.config.cross_entropy * entropy)).sum(1)
-        total = text.tokens.sum()
+        share = weight / text.count.unsqueeze(1) / len(weight)
         terms = {
-            "mse": (weight * error).sum().detach() / total,
-            "cross_entropy": (weight * entropy).sum().detach() / total,
+            "mse": (share * error).sum().detach(),
+            "cross_entropy": (share * entropy).sum().detach(),
             "nll_variance": variance((losses / text.tokens).detach()),
             "recoverable_share": self._recoverable(text.table, log_snr),
         }
-        return Loss(losses.sum() / total, losses.detach(), text.tokens, terms)
+        return Loss((losses / text.count).mean(), losses.detach(), text.tokens, terms)
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         return self.bounded_by_process().bound(model, batch, noise, draws)

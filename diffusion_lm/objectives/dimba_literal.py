@@ -52,7 +52,7 @@ class DimbaLiteral(GaussianObjective):
 
     def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
         text = self._embedded(model, batch)
-        t, weight = self.training_noise.times(batch)
+        t, weight = self.training_noise.times(batch.position)
         log_snr = self.log_snr_of_step(t)
         shown = {"answer": text.answer, "segment": batch.segment}
         said = self._predict(model, text.x_0, log_snr, text.noise, text.given, **shown)
@@ -60,13 +60,13 @@ class DimbaLiteral(GaussianObjective):
         anchor = cross_entropy(said.closeness(), batch.tokens)
         weight = weight.float() * text.scored
         losses = (weight * (error + self.config.cross_entropy * anchor)).sum(1)
-        total = text.tokens.sum()
+        share = weight / text.count.unsqueeze(1) / len(weight)
         terms = {
-            "mse": (weight * error).sum().detach() / total,
+            "mse": (share * error).sum().detach(),
             "nll_variance": variance((losses / text.tokens).detach()),
             "recoverable_share": self._recoverable(text.table, log_snr),
         }
-        return Loss(losses.sum() / total, losses.detach(), text.tokens, terms)
+        return Loss((losses / text.count).mean(), losses.detach(), text.tokens, terms)
 
     def log_snr_of_step(self, t: Times) -> Times:
         """ln(abar_k / (1 - abar_k)) for k = ceil(t T), at least 1."""

@@ -16,6 +16,7 @@ Logged: `recoverable_share`, of the drawn times those at which context is not ne
 most of a cosine there), and `nll_variance`, over the rows of a pass, in squared nats per token.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,10 +40,11 @@ class GaussianBoundConfig:
     """Share of the rows that estimate the bound's reconstruction term, at t = 0, instead of its diffusion term."""
 
     def __post_init__(self) -> None:
-        if self.cross_entropy < 0 or self.bound < 0 or self.cross_entropy + self.bound == 0:
+        weights = (self.cross_entropy, self.bound)
+        if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise ValueError(
-                f"weights: got cross_entropy {self.cross_entropy} and bound {self.bound}, expected none below 0 "
-                "and one above 0"
+                f"weights: got cross_entropy {self.cross_entropy} and bound {self.bound}, expected two finite numbers, "
+                "none below 0 and one above 0"
             )
         if not 0 < self.reconstruction_share < 1:
             raise ValueError(
@@ -61,11 +63,19 @@ class GaussianBound(GaussianObjective):
     def trains_schedule(cls, config: GaussianBoundConfig) -> bool:
         return config.cross_entropy == 0
 
+    def check(self) -> None:
+        times = self.training_noise.time_sampler.config
+        if self.process.schedule.learned and (times.low, times.high) != (0.0, 1.0):
+            raise ValueError(
+                f"times: got low {times.low} and high {times.high} with a learned schedule, which would draw the range "
+                "to the noise levels that cost least; expected the whole range, 0 to 1, or a fixed schedule"
+            )
+
     def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
         text = self._embedded(model, batch)
         share = self.config.reconstruction_share if self.config.bound else 0.0
         at_start = text.noise.uniform(Stream.RECONSTRUCT, 1) < share
-        t, weight = self.training_noise.times(batch)
+        t, weight = self.training_noise.times(batch.position)
         row_loss: list[Tensor] = []  # known after the forward pass, wanted in the backward pass
         log_snr, slope = self.process.schedule.drawn(t.masked_fill(at_start, 0.0), lambda: 2 * row_loss[0])
 
@@ -74,7 +84,7 @@ class GaussianBound(GaussianObjective):
         entropy = (cross_entropy(prediction.logits, batch.tokens) * text.scored).sum(1)
         error = (squared_error(prediction, text.x_0, text.table) * text.scored).sum(1)
         rate = (-0.5 * weight * slope * torch.exp(log_snr)).squeeze(1).to(torch.float32)
-        at_start, tokens = at_start.squeeze(1), text.tokens
+        at_start, tokens, count = at_start.squeeze(1), text.tokens, text.count
         # each term is estimated by its own rows, scaled up by their share
         diffusion = (rate * error / (1 - share)).masked_fill(at_start, 0.0)
         row_loss.append((diffusion / tokens).detach().unsqueeze(1))
@@ -82,8 +92,8 @@ class GaussianBound(GaussianObjective):
         prior = (self._prior_term(text.x_0) * text.scored).sum(1).to(torch.float32)
         nll = reconstruction + diffusion + prior
         weighted = weight.squeeze(1).to(torch.float32) * entropy
-        mean = weighted.masked_fill(at_start, 0.0).sum() / (1 - share) / tokens.sum()
-        loss = self.config.cross_entropy * mean + self.config.bound * nll.sum() / tokens.sum()
+        mean = (weighted.masked_fill(at_start, 0.0) / count).mean() / (1 - share)
+        loss = self.config.cross_entropy * mean + self.config.bound * (nll / count).mean()
         terms = {
             "cross_entropy": mean.detach(),
             "nll_variance": variance((nll / tokens).detach()),

@@ -22,7 +22,7 @@ from diffusion_lm.noisy import Batch, Corrupted, Noisy, scored_rows
 from diffusion_lm.objectives.base import Bound, Loss
 from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise, stratified_levels
-from diffusion_lm.shapes import Bool, Float, Int, Tensor, Tokens
+from diffusion_lm.shapes import Float, Int, Tensor
 
 MDLM_EPS = 1e-3
 
@@ -53,21 +53,12 @@ class MaskedBound(DiscreteObjective):
 
     def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
         drawn = self.draw(batch) if isinstance(batch, Batch) else batch
-        masked = self.scored(drawn.x_t)
-        tokens = tokens_scored(drawn)
         if self.config.estimator == "bernoulli":
             level, rate = self.process.noise_level(drawn.t), self.process.unmasking_rate(drawn.t)
         else:
-            level = masked.sum(1, keepdim=True) / tokens.unsqueeze(1).double()
+            level = self.scored(drawn.x_t).sum(1, keepdim=True) / tokens_scored(drawn).unsqueeze(1).double()
             rate = 1 / level
-        weight = (drawn.weight * rate).float() * masked
-        noisy = Noisy(drawn.x_t, level, drawn.given, segment=drawn.segment)
-        loss, losses = model.weighted_cross_entropy(noisy, drawn.tokens, weight / tokens.sum(), drawn.rows)
-        mean = losses.sum() / masked.sum().clamp(min=1)
-        return Loss(loss, (weight * losses).sum(1), tokens, {"cross_entropy": mean})
-
-    def scored(self, x_t: Tokens) -> Bool[Tensor, "B L"]:
-        return self.process.is_masked(x_t)
+        return self.loss_of_masked(model, drawn, rate, level)
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         length = batch.tokens.shape[1]
@@ -93,14 +84,14 @@ class MaskedBound(DiscreteObjective):
         return losses.sum(1).double() / count
 
     def _draw_counts(self, batch: Batch) -> Corrupted:
-        noise = self.training_noise.noise(batch)
-        u, weight = self.training_noise.times(batch)
+        noise = self.training_noise.noise(batch.position)
+        u, weight = self.training_noise.times(batch.position)
         given = draw_given(self.prompt, noise, batch.tokens.shape[1])
         free = torch.full_like(u, batch.tokens.shape[1]) if given is None else (~given).sum(1, keepdim=True)
         count = 1 + (u * free).long().clamp(max=free.long() - 1)
         x_t = self.process.corrupt_exactly(batch.tokens, count.squeeze(1), noise, given)
-        rows = scored_rows(self.scored(x_t))
-        return Corrupted(batch.tokens, x_t, count.double() / free, weight, given, rows, batch.segment)
+        rows, share = scored_rows(self.scored(x_t)), count.double() / free
+        return Corrupted(batch.tokens, x_t, share, weight, given, rows, self.mean_counted(batch), batch.segment)
 
 
 def share_of_counts(length: int, low: float, high: float) -> Float[Tensor, "L"]:

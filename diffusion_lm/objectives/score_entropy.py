@@ -7,8 +7,13 @@ given x_0 and r the rate of arrival at the present state z,
 
 (equation 10 with the process's rates). The network's output is ln s minus the known factor: alpha / (mask V) at a
 masked position, 1 elsewhere, so that an untrained one starts from the uniform prediction. With normalised outputs this
-would be the masked bound under another name. At t = 0 the ratios are infinite, so tokens are drawn from the posterior
-that they imply.
+would be the masked bound under another name: at a masked position the loss is, with the right weight,
+
+    sum_v s'(v) / V - ln s'(x_0) + ln V - 1 = CE + e^y - y - 1,   y = ln mean_v s'(v),
+
+s' being the network's output without the factor, and CE the cross-entropy of softmax(ln s'). Training over masks runs
+the head on the masked rows alone, as that bound does. At t = 0 the ratios are infinite, so tokens are drawn from the
+posterior that they imply.
 
 For uniform noise the rate grows as 1 / alpha while nothing forces the ratios to 1, so the integral down to alpha = 0 is
 infinite for all but perfect networks: the bound is that of a chain that starts at alpha = `UNIFORM_END`, with the KL
@@ -26,8 +31,6 @@ from diffusion_lm.discrete.objective import (
     Drawn,
     bound_on_levels,
     check_t_min,
-    mean_entropy,
-    tokens_scored,
 )
 from diffusion_lm.discrete.process import SMALLEST, DiscreteProcess
 from diffusion_lm.discrete.whole_range import whole_range
@@ -60,23 +63,32 @@ class ScoreEntropy(DiscreteObjective):
     def depends_on(self) -> dict[str, Any]:
         return super().depends_on() | ({} if self.process.absorbing else {"alpha_end": UNIFORM_END})
 
+    def check(self) -> None:
+        last = float(self._last_time(torch.zeros((), dtype=torch.float64)))
+        if not last > self.config.t_min:
+            raise ValueError(
+                f"t_min: got {self.config.t_min}, expected less than {last:.3g}, the time at which this schedule "
+                f"reaches alpha = {UNIFORM_END}, where score entropy over uniform noise ends; lower objective.t_min, "
+                "or take a schedule that begins with less noise"
+            )
+        super().check()
+
     def training_time(self, u: Times) -> Times:
-        last = 1.0
-        if not self.process.absorbing:  # a schedule that ends at alpha = 0 would have infinite weights there
-            end = torch.full((1, 1), 1 - UNIFORM_END, dtype=torch.float64, device=u.device)
-            last = self.process.time_of(end)
-        return self.config.t_min + (last - self.config.t_min) * u
+        return self.config.t_min + (self._last_time(u) - self.config.t_min) * u
+
+    def _last_time(self, like: Tensor) -> Times:
+        """1, or where the chain of uniform noise ends: at alpha = 0 its weights would be infinite."""
+        end = torch.full((1, 1), 1 - UNIFORM_END, dtype=torch.float64, device=like.device)
+        return torch.ones_like(end) if self.process.absorbing else self.process.time_of(end)
 
     def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
         drawn = self.draw(batch) if isinstance(batch, Batch) else batch
+        if self.process.absorbing:
+            rate, level = self.process.unmasking_rate(drawn.t), self.process.noise_level(drawn.t)
+            return self.loss_of_masked(model, drawn, rate, level)
         prediction = self.predict(model, drawn)
         losses = score_entropy(self.process, prediction, drawn.tokens, drawn.x_t, drawn.t)
-        if drawn.given is not None:
-            losses = losses.masked_fill(drawn.given, 0.0)
-        nll = (drawn.weight.squeeze(1) * losses.sum(1)).float()
-        tokens = tokens_scored(drawn)
-        terms = {"cross_entropy": mean_entropy(self.process, prediction, drawn)}
-        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, terms)
+        return self.loss_of_all(prediction, drawn, losses)
 
     def bound(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> Bound:
         process = whole_range(self.process)
@@ -111,7 +123,7 @@ def score_entropy(
     logits = prediction.logits[..., :v]
     itself = torch.arange(v, device=x_t.device) == x_t.unsqueeze(-1)
     log_sum = torch.logsumexp(logits.masked_fill(itself, -torch.inf), -1).double() + factor
-    log_total = logits.masked_fill(itself, 0.0).double().sum(-1) + (v - 1 + masked) * factor
+    log_total = logits.masked_fill(itself, 0.0).sum(-1, dtype=torch.float64) + (v - 1 + masked) * factor
     log_of_x = logits.gather(-1, x_0.unsqueeze(-1)).squeeze(-1).double() + factor
     # v = x_0 is among the others unless x_t is x_0 itself
     extra = (high - low).masked_fill(same, 0.0)

@@ -16,8 +16,6 @@ from diffusion_lm.discrete.objective import (
     Drawn,
     bound_on_levels,
     check_t_min,
-    mean_entropy,
-    tokens_scored,
 )
 from diffusion_lm.discrete.whole_range import whole_range
 from diffusion_lm.model import DenoisingModel
@@ -47,13 +45,7 @@ class UniformBound(DiscreteObjective):
         prediction, process = self.predict(model, drawn), self.process
         posterior = prediction.posterior(process, drawn.x_t, drawn.t)
         cost = jump_divergence(process, posterior, drawn.tokens, drawn.x_t, drawn.t)
-        losses = self.training_weight(drawn) * cost
-        if drawn.given is not None:
-            losses = losses.masked_fill(drawn.given, 0.0)
-        nll = (drawn.weight.squeeze(1) * losses.sum(1)).float()
-        tokens = tokens_scored(drawn)
-        terms = {"cross_entropy": mean_entropy(process, prediction, drawn)}
-        return Loss(nll.sum() / tokens.sum(), nll.detach(), tokens, terms)
+        return self.loss_of_all(prediction, drawn, self.training_weight(drawn) * cost)
 
     def training_weight(self, drawn: Corrupted) -> Float[Tensor, "B L"]:
         """Weight of a position's divergence: the bound's own."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm.discrete.process import DiscreteProcess, Masses
+from diffusion_lm.discrete.process import SMALLEST, DiscreteProcess, Masses
 from diffusion_lm.random import Noise, Stream
 from diffusion_lm.shapes import Float, Given, Int, Tensor, Times, Tokens
 
@@ -40,8 +40,16 @@ class Masked(DiscreteProcess):
         return self.schedule.alpha_prime(t)
 
     def unmasking_rate(self, t: Times) -> Times:
-        """-alpha'_t / (1 - alpha_t): weight of the masked bound in continuous time (MDLM, equation 11)."""
-        return -self.schedule.alpha_prime(t) / (1 - self.schedule.alpha(t))
+        """-alpha'_t / (1 - alpha_t): weight of the masked bound in continuous time (MDLM, equation 11).
+
+        Finite where 1 - alpha is not told from 0: nothing is masked there.
+        """
+        return -self.schedule.alpha_prime(t) / (1 - self.schedule.alpha(t)).clamp(min=SMALLEST)
+
+    def unmasking_share(self, t: Times, s: Times) -> Times:
+        """(alpha_s - alpha_t) / (1 - alpha_t): the probability that a step back unmasks; its weight in a bound."""
+        alpha = self.schedule.alpha(t)
+        return (self.schedule.alpha(s) - alpha) / (1 - alpha).clamp(min=SMALLEST)
 
     def prior(self, like: Tokens, table: Float[Tensor, "V D"], noise: Noise) -> Tokens:
         return torch.full_like(like, self.mask_id)

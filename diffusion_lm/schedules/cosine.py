@@ -19,8 +19,8 @@ class CosineConfig:
     """Offset that keeps the first steps from being too small."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.s < math.inf:
-            raise ValueError(f"s: got {self.s}, expected s >= 0")
+        if not 0 <= self.s <= 1e6:
+            raise ValueError(f"s: got {self.s}, expected 0 <= s <= 1e6 (by then alpha is (1 - t)^2)")
 
 
 class Cosine(NoiseSchedule):
@@ -31,15 +31,15 @@ class Cosine(NoiseSchedule):
     def __init__(self, config: CosineConfig) -> None:
         super().__init__(config)
         self.rate = math.pi / 2 / (1 + config.s)
-        self.start = self.rate * config.s
-        self.f_0 = math.cos(self.start) ** 2
+        # sin of the distance to the end instead of cos, here too: exactly 0 at t = 1, and exact for any s
+        self.first = math.sin(self.rate)
 
     def alpha(self, t: Time) -> Time:
-        # sin of the distance to the end instead of cos: exactly 0 at t = 1
-        return (torch.sin(self.rate * (1 - t)) ** 2 / self.f_0).clamp(max=1.0)
+        return ((torch.sin(self.rate * (1 - t)) / self.first) ** 2).clamp(max=1.0)
 
     def alpha_prime(self, t: Time) -> Time:
-        return -self.rate * torch.sin(2 * self.rate * (1 - t)) / self.f_0
+        angle = self.rate * (1 - t)
+        return -2 * (self.rate / self.first) * (torch.sin(angle) / self.first) * torch.cos(angle)
 
     def inverse(self, alpha: Time) -> Time:
-        return (1 - torch.asin(torch.sqrt(alpha * self.f_0).clamp(max=1.0)) / self.rate).clamp(min=0.0)
+        return (1 - torch.asin((torch.sqrt(alpha) * self.first).clamp(max=1.0)) / self.rate).clamp(min=0.0)

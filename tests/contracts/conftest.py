@@ -4,6 +4,7 @@ Test files cannot import one another (``--import-mode=importlib``), so the tools
 """
 
 import itertools
+import math
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from diffusion_lm.noisy import Noisy
 from diffusion_lm.objectives.base import TrainingNoise
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.random import Noise
-from diffusion_lm.readouts import Prediction
+from diffusion_lm.readouts import Prediction, Scores
 
 VOCABULARY, PADDING = 3, 2
 
@@ -84,8 +85,13 @@ class Fake(DenoisingModel):
         named = rows[rows >= 0]
         assert len(named.unique()) == len(named)
         assert set((weight.flatten() != 0).nonzero().squeeze(1).tolist()) <= set(named.tolist())
-        log_p = torch.log_softmax(self(noisy).logits, -1)
-        losses = torch.where(weight != 0, -log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), 0.0)
+        said = self(noisy)
+        total = said.logits.logsumexp(-1)
+        losses = total - said.logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        if isinstance(said, Scores):  # sum_v s(v) / V - ln s(token) + ln V - 1
+            mean = total - math.log(int(said.logits[0, 0].isfinite().sum()))
+            losses = losses + mean.exp() - mean - 1
+        losses = torch.where(weight != 0, losses, 0.0)
         return (weight * losses).sum(), losses.detach()
 
 

@@ -9,7 +9,7 @@ import torch
 from diffusion_lm.config import config_class, from_tree, name_of, part_class, variants
 from diffusion_lm.errors import UserError
 from diffusion_lm.noisy import Batch
-from diffusion_lm.objectives.base import TrainingNoise
+from diffusion_lm.objectives.base import Loss, TrainingNoise
 from diffusion_lm.random import Noise
 
 VOCABULARY, LENGTH = 5, 6
@@ -58,11 +58,15 @@ class FixedTimes:
 
     t: torch.Tensor
 
-    def times(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def times(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.t, torch.ones_like(self.t)
 
-    def noise(self, batch: Batch) -> Noise:
-        return Noise(0, batch.position)
+    def noise(self, position: torch.Tensor) -> Noise:
+        return Noise(0, position)
+
+    def mean_of_step(self, position, value):
+        """As if the rows were a global batch."""
+        return value(position).mean().expand(len(position))
 
 
 @pytest.fixture
@@ -219,12 +223,16 @@ class CrowdedTimes:
 
     usual: TrainingNoise
 
-    def times(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        v, weight = self.usual.times(batch)
+    def times(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        v, weight = self.usual.times(position)
         return v**2 * (3 - 2 * v), weight * 6 * v * (1 - v)
 
-    def noise(self, batch: Batch) -> Noise:
-        return self.usual.noise(batch)
+    def noise(self, position: torch.Tensor) -> Noise:
+        return self.usual.noise(position)
+
+    def mean_of_step(self, position, value):
+        """As if the rows were a global batch."""
+        return value(position).mean().expand(len(position))
 
 
 @torch.no_grad()
@@ -274,14 +282,28 @@ def test_a_row_alone_has_the_bound_it_has_in_a_batch(pair, tools):
     assert not torch.equal(other.nll, whole.nll) or class_of(name).exact
 
 
-@torch.no_grad()
-def test_training_does_not_depend_on_how_the_global_batch_is_split(pair, tools):
+@pytest.mark.parametrize("prompt", [0.0, 0.5])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_training_does_not_depend_on_how_the_global_batch_is_split(pair, tools, rows, prompt):
+    """Passes over parts of it, in a row or on devices: their mean loss and mean gradients are those of one pass."""
     name, process = pair
     model, batch = tools.shaken(tools.small_model(process, objective=name)), batch_of(8)
-    objective = tools.objective_of(name, process, prompt=0.5)
-    whole = objective(model, batch)
-    parts = [objective(model, Batch(batch.tokens[k : k + 2], batch.position[k : k + 2])) for k in range(0, 8, 2)]
-    torch.testing.assert_close(torch.cat([part.nll for part in parts]), whole.nll, rtol=1e-5, atol=1e-5)
+    batch = Batch(batch.tokens, batch.position + 16)
+    objective = tools.objective_of(name, process, prompt=prompt, **all_weights(name))
+
+    def run(part: Batch) -> tuple[Loss, list[torch.Tensor]]:
+        loss = objective(model, objective.draw(part))
+        gradients = torch.autograd.grad(loss.loss, list(model.parameters()), allow_unused=True, materialize_grads=True)
+        return loss, list(gradients)
+
+    whole, wanted = run(batch)
+    parts = zip(batch.tokens.split(rows), batch.position.split(rows))
+    losses, gradients = zip(*(run(Batch(*part)) for part in parts))
+    torch.testing.assert_close(torch.cat([loss.nll for loss in losses]), whole.nll, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack([loss.loss.detach() for loss in losses]).mean(), whole.loss.detach())
+    for found, value in zip(zip(*gradients), wanted):
+        largest = float(value.abs().max())
+        torch.testing.assert_close(torch.stack(found).mean(0), value, rtol=1e-3, atol=1e-4 * largest + 1e-8)
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ CHANGED = [
     ("log_linear", {"eps": 0.1}, lambda t: 1 - 0.9 * t),
     ("sigma_linear", {"sigma_min": 0.5, "sigma_max": 2.0}, lambda t: math.exp(-0.5 - 1.5 * t)),
     ("cosine", {"s": 0.0}, lambda t: math.cos(math.pi * t / 2) ** 2),
+    ("cosine", {"s": 1e6}, lambda t: (1 - t) ** 2),
     ("half_cosine", {"eps": 0.0}, lambda t: math.cos(math.pi * t / 2)),
     ("polynomial", {"exponent": 1.0}, lambda t: 1 - t),
     ("polynomial", {"exponent": 3.5}, lambda t: 1 - t**3.5),
@@ -184,6 +185,19 @@ def test_the_masked_process_masks_what_alpha_leaves_out(fixed):
     rate = process.unmasking_rate(t)
     torch.testing.assert_close(rate, -fixed.alpha_prime(t) / (1 - fixed.alpha(t)))
     assert rate.isfinite().all()
+    early = process.unmasking_rate(torch.tensor([[0.0], [1e-30], [1e-9], [1e-5]], dtype=torch.float64)).float()
+    assert early.isfinite().all(), "also where 1 - alpha is not told from 0"
+
+
+def test_weights_are_numbers_where_a_schedule_leaves_text_clean():
+    """1 - alpha is 1e-30 at the t_min of every objective: no token is masked, and nothing is weighed."""
+    schedule = build(config_class("schedules", "polynomial")(exponent=10.0))
+    process = build(config_class("processes", "masked")(), schedule, 5)
+    t, s = column(1e-3, 0.01, 0.5), column(0.0, 1e-3, 0.2)
+    assert process.unmasking_rate(t).float().isfinite().all()
+    torch.testing.assert_close(process.unmasking_rate(t)[2], column(10 * 0.5**9 / 0.5**10)[0])
+    share = process.unmasking_share(t, s)
+    torch.testing.assert_close(share, column(0.0, 0.0, 1 - 0.4**10), rtol=1e-4, atol=1e-12)
 
 
 def test_the_gaussian_process_runs_through_its_log_snr_range(fixed):
@@ -219,6 +233,7 @@ def test_a_schedule_outside_the_log_snr_range_is_refused():
         ("sigma_linear", {"sigma_min": 2.0, "sigma_max": 1.0}, "sigma range: got 2.0 to 1.0, expected 0 <= sigma_min"),
         ("sigma_linear", {"sigma_max": 100.0}, r"sigma range: got 0.0 to 100.0, .* sigma_max <= 80"),
         ("geometric", {"sigma_min": 0.0}, "sigma range: got 0.0 to 20.0, expected 1e-6 <= sigma_min"),
+        ("cosine", {"s": 1e30}, r"s: got 1e\+30, expected 0 <= s <= 1e6"),
         ("polynomial", {"exponent": 0.5}, r"exponent: got 0.5, expected 1 to 10 \(below 1 alpha falls infinitely"),
         ("sqrt", {"s": 0.0}, r"s: got 0.0, expected 1e-8 <= s < 1 \(at 0 alpha falls infinitely fast"),
         ("logistic", {"cut": 0.0}, r"cut: got 0.0, expected 1e-12 <= cut < 0.5 \(at 0 the ends are infinite\)"),

@@ -4,6 +4,7 @@ Nothing here uses the code under test but its interfaces (a model that objective
 """
 
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -59,10 +60,15 @@ class Known(DenoisingModel):
         torch.nn.Module.__init__(self)
 
     def weighted_cross_entropy(self, noisy: Noisy, tokens: torch.Tensor, weight: torch.Tensor, rows: torch.Tensor):
-        """Over all positions, in float64."""
-        losses = -self(noisy).logits.double().log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        """Over all positions, in float64; of scores sum_v s(v) / V - ln s(token) + ln V - 1."""
+        said = self(noisy)
+        total = said.logits.double().logsumexp(-1)
+        losses = total - said.logits.double().gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        if isinstance(said, Scores):
+            mean = total - math.log(int(said.logits[0, 0].isfinite().sum()))
+            losses = losses + mean.exp() - mean - 1
         losses = torch.where(weight != 0, losses, 0.0)
-        return (weight * losses).sum().float(), losses.detach().float()
+        return (weight * losses).sum().float(), losses.detach()
 
 
 class MaskedTable(Known):

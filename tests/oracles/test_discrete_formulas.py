@@ -82,12 +82,15 @@ def gidd_weights(t: torch.Tensor, text: torch.Tensor, x_t: torch.Tensor) -> dict
     return {"elbo": elbo, "clamp": elbo.clamp(max=10.0), "dynamic": elbo / token}
 
 
+def drawn_at(text: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor) -> Corrupted:
+    return Corrupted(text, x_t, t, torch.ones_like(t), None, torch.arange(ROWS * L), torch.full((ROWS,), float(L)))
+
+
 @pytest.mark.parametrize("weighting", ["elbo", "clamp", "dynamic"])
 def test_gidds_weights(text, weighting):
     process, t, x_t = process_of("mask_uniform"), times(), noised(text, mask=True)
     objective = Gidd(GiddConfig(weighting=weighting), process, PromptConfig(fraction=0.0), TrainingNoise(0, 8))
-    drawn = Corrupted(text, x_t, t, torch.ones_like(t), None, torch.arange(ROWS * L))
-    weight = objective.training_weight(drawn)
+    weight = objective.training_weight(drawn_at(text, x_t, t))
     assert weight.dtype == torch.float64
     torch.testing.assert_close(weight, gidd_weights(t, text, x_t)[weighting], rtol=1e-9, atol=0)
 
@@ -96,7 +99,7 @@ def test_dynamic_weights_are_2_at_a_mask_1_at_a_random_token_and_small_at_the_ri
     """The paper writes B / V sqrt((1 - a) / a) there; the ratio of the bound's own weights has c / V in q_t(x | x)."""
     process, t, x_t = process_of("mask_uniform"), times(1e-4, 0.5), noised(text, mask=True)
     objective = Gidd(GiddConfig(weighting="dynamic"), process, PromptConfig(fraction=0.0), TrainingNoise(0, 8))
-    weight = objective.training_weight(Corrupted(text, x_t, t, torch.ones_like(t), None, torch.arange(ROWS * L)))
+    weight = objective.training_weight(drawn_at(text, x_t, t))
     torch.testing.assert_close(weight[:, 3], torch.full_like(weight[:, 3], 2.0))
     torch.testing.assert_close(weight[:, 1], torch.ones_like(weight[:, 1]))
     paper = (B / V * torch.sqrt(t / (1 - t))).squeeze(1)

@@ -198,11 +198,15 @@ class Fixed:
 
     t: torch.Tensor
 
-    def times(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def times(self, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.t, torch.ones_like(self.t)
 
-    def noise(self, batch: Batch) -> Noise:
-        return Noise(0, batch.position)
+    def noise(self, position: torch.Tensor) -> Noise:
+        return Noise(0, position)
+
+    def mean_of_step(self, position, value):
+        """As if the rows were a global batch."""
+        return value(position).mean().expand(len(position))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
