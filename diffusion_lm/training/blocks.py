@@ -31,9 +31,7 @@ def check_compiler(training: TrainingConfig) -> None:
             "the program without the import hook"
         )
     if training.compile_backend == "inductor" and (missing := _missing(training.accelerator)):
-        raise UserError(
-            f"training.compile: got true, but {missing}; install it, or set training.compile=false"
-        )
+        raise UserError(f"training.compile: got true, but {missing}; install it, or set training.compile=false")
 
 
 def _missing(accelerator: str) -> str | None:

@@ -30,12 +30,7 @@ DENOISERS = {
     "hybrid": {"pattern": "MA", "mamba": BOTH, "attention": ATTENTION},
     "dimba": {"mixer": BOTH},
 }
-EVERYDAY = {
-    "transformer, adaln": {"name": "transformer", "n_layers": 2, "conditioning": "adaln", **DENOISERS["transformer"]},
-    "hybrid, token": {"name": "hybrid", "n_layers": 2, "conditioning": "token", **DENOISERS["hybrid"]},
-}
-
-
+EVERYDAY = {"hybrid, token": {"name": "hybrid", "n_layers": 2, "conditioning": "token", **DENOISERS["hybrid"]}}
 MIXERS = {
     "attention, causal": {**ATTENTION, "causal": True},
     "attention, blocks": {**ATTENTION, "causal": True, "block_size": 4},

@@ -56,23 +56,25 @@ def compare(place, arm, strategy, *overrides, **tolerances):
     assert_same(place, "two", "one", **tolerances)
 
 
-@pytest.mark.parametrize(
-    ("arm", "strategy"),
-    [("transformer", "ddp"), ("transformer", "fsdp"), ("hybrid", "fsdp"), ("dimba", "fsdp")],
-)
+@pytest.mark.parametrize(("arm", "strategy"), [("transformer", "ddp"), ("hybrid", "fsdp")])
 def test_two_devices_compute_what_one_does(place, arm, strategy):
     compare(place, arm, strategy)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["mamba", "hybrid", "dimba"])
-def test_two_devices_by_ddp(place, arm):
-    compare(place, arm, "ddp")
-
-
-@pytest.mark.slow
-def test_mamba_by_fsdp(place):
-    compare(place, "mamba", "fsdp")
+@pytest.mark.parametrize(
+    ("arm", "strategy"),
+    [
+        ("transformer", "fsdp"),
+        ("mamba", "ddp"),
+        ("mamba", "fsdp"),
+        ("hybrid", "ddp"),
+        ("dimba", "ddp"),
+        ("dimba", "fsdp"),
+    ],
+)
+def test_the_other_pairs_of_denoiser_and_strategy(place, arm, strategy):
+    compare(place, arm, strategy)
 
 
 @pytest.mark.slow
