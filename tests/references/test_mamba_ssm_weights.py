@@ -94,10 +94,13 @@ def test_a_language_model_of_the_package(package, tmp_path, groups, mlp, tied):
 
 @torch.no_grad()
 @pytest.mark.parametrize("groups", [1, 2])
-def test_a_layer_of_the_package(package, groups):
+@pytest.mark.parametrize(
+    "more", [{}, {"D_has_hdim": True}, {"bias": True}, {"conv_bias": False}, {"norm_before_gate": True}], ids=str
+)
+def test_a_layer_of_the_package(package, groups, more):
     torch.manual_seed(0)
-    theirs = shaken(package("modules.mamba2").Mamba2(32, **options(groups)))
-    own = build(layer_config("theirs", theirs.state_dict(), groups), 32)
+    theirs = shaken(package("modules.mamba2").Mamba2(32, **options(groups), **more))
+    own = build(layer_config("theirs", theirs.state_dict(), {"ngroups": groups, **more}), 32)
     own.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(own(x), theirs(x), rtol=1e-5, atol=1e-5)

@@ -130,7 +130,7 @@ def test_a_language_model_gives_its_logits_behind_an_end_of_text(tmp_path, group
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_single_layer_goes_into_our_mixer(groups):
     state = mixer(torch.Generator().manual_seed(3), groups)
-    layer = build(layer_config("layer.pt", state, groups), D)
+    layer = build(layer_config("layer.pt", state, {"ngroups": groups}), D)
     layer.load_state_dict(state)
     x = torch.randn(1, 11, D, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(layer(x)[0], step_by_step(state, x[0], groups), rtol=1e-5, atol=1e-5)

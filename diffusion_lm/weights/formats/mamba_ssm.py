@@ -8,6 +8,7 @@ of its own, which is given the vector of the end-of-text id: the logits are mamb
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -25,11 +26,13 @@ from diffusion_lm.weights.formats.base import Format, Options, Pretrained, token
 
 WHAT = "mamba-ssm's MambaLMHeadModel with Mamba-2 layers"
 LAYER = "mamba-ssm's Mamba2 layer"
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Sizes of a Mamba2 layer, read off its tensors; the groups of B and C are not among them."""
+    """Sizes of a Mamba2 layer, read off its tensors; the groups of B and C are not among them. options: those of
+    mamba-ssm's that other tensors, or its `ssm_cfg`, show."""
 
     d_model: int
     inner: int
@@ -37,10 +40,12 @@ class Layer:
     convolved: int
     d_conv: int
     groups: int
+    options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, where: str | Path, state: Mapping[str, Tensor], groups: int) -> "Layer":
+    def of(cls, where: str | Path, state: Mapping[str, Tensor], ssm_cfg: Mapping[str, Any]) -> "Layer":
         """Raises `UserError` for the first tensor that is missing."""
+        groups = int(ssm_cfg.get("ngroups") or 1)
         for name in ("conv1d.weight", "dt_bias", "out_proj.weight"):
             if name not in state:
                 raise keys.missing(where, name, LAYER)
@@ -51,20 +56,23 @@ class Layer:
                 f"{where}: {inner} channels, {heads} heads, {convolved - inner} channels of B and C in {groups} "
                 f"group(s) and d_model {d_model} do not divide; expected {LAYER}, and its ngroups in a config.json"
             )
-        return cls(d_model, inner, heads, convolved, d_conv, groups)
+        return cls(d_model, inner, heads, convolved, d_conv, groups, _options(state, ssm_cfg, heads))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of its tensors."""
-        return {
+        projected = self.inner + self.convolved + self.heads
+        found: dict[str, tuple[int, ...]] = {
             "dt_bias": (self.heads,),
             "A_log": (self.heads,),
-            "D": (self.heads,),
-            "in_proj.weight": (self.inner + self.convolved + self.heads, self.d_model),
+            "D": (self.inner if self.options["D_has_hdim"] else self.heads,),
+            "in_proj.weight": (projected, self.d_model),
             "conv1d.weight": (self.convolved, 1, self.d_conv),
-            "conv1d.bias": (self.convolved,),
-            "norm.weight": (self.inner,),
             "out_proj.weight": (self.d_model, self.inner),
         }
+        found |= {"conv1d.bias": (self.convolved,)} if self.options["conv_bias"] else {}
+        found |= {"norm.weight": (self.inner,)} if self.options["rmsnorm"] else {}
+        biases = {"in_proj.bias": (projected,), "out_proj.bias": (self.d_model,)}
+        return found | (biases if self.options["bias"] else {})
 
     def tree(self) -> dict[str, Any]:
         """The mixer's config."""
@@ -75,15 +83,26 @@ class Layer:
             "head_dim": self.inner // self.heads,
             "n_groups": self.groups,
             "d_conv": self.d_conv,
+            **self.options,
         }
 
 
-def layer_config(where: str | Path, state: Mapping[str, Tensor], groups: int = 1) -> Mamba2Config:
+def _options(state: Mapping[str, Tensor], ssm_cfg: Mapping[str, Any], heads: int) -> dict[str, Any]:
+    named = {name: ssm_cfg[name] for name in ("norm_before_gate", "dt_limit") if ssm_cfg.get(name)}
+    shown = {"rmsnorm": "norm.weight", "bias": "in_proj.bias", "conv_bias": "conv1d.bias"}
+    flags = {option: name in state for option, name in shown.items()}
+    return {"D_has_hdim": "D" in state and len(state["D"]) > heads, **flags, **named}
+
+
+def layer_config(
+    where: str | Path, state: Mapping[str, Tensor], ssm_cfg: Mapping[str, Any] = NO_OPTIONS
+) -> Mamba2Config:
     """The config of our mixer that a single layer's state dict goes into by `load_state_dict`: names are the same.
 
+    ssm_cfg: what of the layer's options its tensors do not show: ngroups, norm_before_gate, dt_limit.
     Raises `UserError` for the first tensor that is missing, has another shape, or is not one of the layer's.
     """
-    layer = Layer.of(where, state, groups)
+    layer = Layer.of(where, state, ssm_cfg)
     keys.check(where, state, layer.shapes(), LAYER)
     return from_tree(Mamba2Config, {name: value for name, value in layer.tree().items() if name != "name"})
 
@@ -108,7 +127,7 @@ class Sizes:
         numbers = [name.split(".")[1] for name in state if name.startswith("layers.")]
         down = state.get("layers.0.mlp.fc2.weight")
         return cls(
-            Layer.of(f"{foreign.source} ({prefix[:-1]})", first, int(foreign.setting("ssm_cfg.ngroups") or 1)),
+            Layer.of(f"{foreign.source} ({prefix[:-1]})", first, foreign.setting("ssm_cfg") or NO_OPTIONS),
             1 + max(int(number) for number in numbers if number.isdigit()),
             len(state["embedding.weight"]),
             0 if down is None else down.shape[-1],
