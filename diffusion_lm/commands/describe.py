@@ -119,5 +119,5 @@ def _run_match(config: ExperimentConfig, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shown(value: float | str) -> str:
+def _shown(value: int | float | str) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if isinstance(value, float) else value

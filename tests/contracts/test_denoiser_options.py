@@ -1,7 +1,10 @@
 """What the denoisers' options do: MLPs, norms, widths, residual precision, a hybrid's groups, a frozen encoder."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lm.config import build, config_class, from_tree, variants
@@ -186,3 +189,30 @@ def test_the_encoders_operations_are_equal():
     assert mlp.flops_per_token(D_MODEL, LENGTH) == frozen.flops_per_token(D_MODEL, LENGTH)
     channels = mlp.conditioning.channels
     assert mlp.parameters(D_MODEL) - frozen.parameters(D_MODEL) == (D_MODEL + 1 + channels + 1) * channels
+
+
+class Casts(TorchDispatchMode):
+    """Changes of precision of activations, and how often each is made."""
+
+    def __init__(self, smallest: int) -> None:
+        super().__init__()
+        self.smallest, self.found = smallest, Counter()
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        result = operation(*arguments, **(named or {}))
+        if "_to_copy" in str(operation) and result.dim() > 2 and result.numel() >= self.smallest:
+            self.found[arguments[0].dtype, result.dtype] += 1
+        return result
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+@pytest.mark.parametrize("conditioning", ["adaln", "film", "additive", "none"])
+def test_under_autocast_a_branch_changes_precision_once(mlp, norm, conditioning):
+    """Where it leaves the residual stream; MLP and modulation then stay in bfloat16."""
+    conditioning = config_class("conditioning", conditioning)()
+    trunk = trunk_of("transformer", mlp=mlp, norm=norm, conditioning=conditioning)
+    with Casts(ROWS * LENGTH * D_MODEL) as casts, torch.autocast("cpu", torch.bfloat16):
+        trunk(hidden(), noisy())
+    assert casts.found == {(torch.float32, torch.bfloat16): 2}
