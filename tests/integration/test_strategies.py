@@ -1,7 +1,7 @@
 """Two devices that share the work, by DDP or FSDP, compute what one computes, and leave the same checkpoint.
 
 The devices are two processes joined by gloo. Noise is a function of a sequence's place in the training order, so that a
-global batch is the same on any number of devices. No prompts: with them each device divides by its own scored tokens.
+global batch is the same on any number of devices; in half of the sequences a prefix is given.
 """
 
 import signal
@@ -16,8 +16,8 @@ ARMS = {
     "hybrid": [f"denoiser={{name: hybrid, n_layers: 2, pattern: MA, mamba: {MAMBA}, attention: {{head_dim: 16}}}}"],
     "dimba": [f"denoiser={{name: dimba, n_layers: 2, mixer: {MAMBA}}}", "objective=gaussian"],
 }
-SHORT = ["prompt.fraction=0", "training.steps=4", "training.val_every=2", "training.grad_clip=0.1"]
-LONG = ["prompt.fraction=0", "denoiser.n_layers=2", "denoiser.mixer.head_dim=16"]
+SHORT = ["prompt.fraction=0.5", "training.steps=4", "training.val_every=2", "training.grad_clip=0.1"]
+LONG = ["denoiser.n_layers=2", "denoiser.mixer.head_dim=16"]
 TAGS = ("train/loss", "train/grad_norm", "train/lr", "val/nll", "val/nll_se")
 STEP = "diffusion_lm.lightning_module:DiffusionModule.training_step"
 
