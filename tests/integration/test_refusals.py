@@ -15,7 +15,7 @@ CONFIG = [
     (["training.step=3"], "training.step: unknown key 'step'; expected one of accelerator, ", "did you mean 'steps'?"),
     (
         ["denoiser=mambo"],
-        "denoiser: no variant 'mambo'; expected one of dimba, hybrid, mamba, ",
+        "denoiser: no variant 'mambo'; expected one of dimba, dit, hybrid, mamba, ",
         "did you mean 'mamba'?",
     ),
     (["denoiser.mixer.name=atention"], "denoiser.mixer: no variant 'atention'; ", "did you mean 'attention'?"),
@@ -58,7 +58,8 @@ CONFIG = [
         ["process.log_snr_max=5"],
         "process: got keys ['log_snr_max'] for 'auto'; expected the variant's name beside them",
     ),
-    (["denoiser.mixer.head_dim=5"], "tiny: head_dim: got 5, expected a divisor of d_model 32"),
+    (["denoiser.mixer.head_dim=6"], "tiny: head_dim: got 6, expected a divisor of d_model 32"),
+    (["denoiser.mixer.head_dim=5"], "denoiser.mixer: head_dim: got 5, expected an even number for the rotary"),
     (["training.micro_batch=3"], "global batch 8 cannot be cut into micro-batches: it must be a multiple of "),
     (["data.num_workers=-1"], "data: num_workers=-1, val_sequences=12; both must be 0 or more"),
     # pairings without a meaning
