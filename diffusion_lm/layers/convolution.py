@@ -6,6 +6,7 @@ y_i = bias + sum_k weight_k x_{i + k - before}: faster than Conv1d on a CPU, and
 import torch
 from torch.nn import functional as F
 
+from diffusion_lm.layers.slices import slices
 from diffusion_lm.shapes import Float, Segment, Tensor
 
 
@@ -21,18 +22,61 @@ def convolve(
     """The first tap reads `before` positions earlier, the last W - 1 - before later; `left` is what came before x.
     Mirrored, the taps are read from the last to the first."""
     length, width = x.shape[1], weight.shape[2]
+    if segment is None and left is None and len(places := slices(x)) > 1:
+        return _in_slices(x, weight, bias, before, mirrored, places)
     padded = F.pad(x, (0, 0, before, width - 1 - before)) if left is None else torch.cat((left, x), 1)
-    taps = weight.squeeze(1).T.flip(0) if mirrored else weight.squeeze(1).T  # [W, channels]
-    ids = None if segment is None else F.pad(segment + 1, (before, width - 1 - before))  # 0 is nobody's
-    if ids is not None and left is not None:
+    if segment is None:
+        return _products(padded, weight, bias, length, mirrored).to(x.dtype)
+    taps = _taps(weight, mirrored)
+    ids = F.pad(segment + 1, (before, width - 1 - before))  # 0 is nobody's
+    if left is not None:
         ids[:, :before] = ids[:, before : before + 1]
     y = None if bias is None else bias.to(torch.promote_types(x.dtype, bias.dtype))
     for k, tap in enumerate(taps):
         seen = padded[:, k : k + length]
-        if ids is not None and k != before:
+        if k != before:
             seen = seen * (_same_run(ids, segment + 1, k, before)).unsqueeze(-1)
         y = seen * tap if y is None else torch.addcmul(y, seen, tap)
     return y.to(x.dtype)
+
+
+def _in_slices(
+    x: Float[Tensor, "B L K"],
+    weight: Float[Tensor, "K 1 W"],
+    bias: Float[Tensor, "K"] | None,
+    before: int,
+    mirrored: bool,
+    places: list[slice],
+) -> Float[Tensor, "B L K"]:
+    """The convolution slice by slice, each with the positions beside it that its taps reach."""
+    length, after = x.shape[1], weight.shape[2] - 1 - before
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for place in places:
+        first, last = max(place.start - before, 0), min(place.stop + after, length)
+        missing = (first - (place.start - before), place.stop + after - last)
+        seen = F.pad(x[:, first:last], (0, 0, *missing)) if any(missing) else x[:, first:last]
+        out[:, place] = _products(seen, weight, bias, place.stop - place.start, mirrored)
+    return out
+
+
+def _taps(weight: Float[Tensor, "K 1 W"], mirrored: bool) -> Float[Tensor, "W K"]:
+    taps = weight.squeeze(1).T
+    return taps.flip(0) if mirrored else taps
+
+
+def _products(
+    padded: Float[Tensor, "B M K"],
+    weight: Float[Tensor, "K 1 W"],
+    bias: Float[Tensor, "K"] | None,
+    length: int,
+    mirrored: bool,
+) -> Float[Tensor, "B L K"]:
+    """Sums of shifted products of a padded sequence."""
+    taps = _taps(weight, mirrored)
+    y = padded[:, :length] * taps[0] if bias is None else torch.addcmul(bias, padded[:, :length], taps[0])
+    for k in range(1, len(taps)):
+        y = torch.addcmul(y, padded[:, k : k + length], taps[k])
+    return y
 
 
 def _same_run(ids: Tensor, own: Tensor, k: int, before: int) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from diffusion_lm.layers.slices import slices
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Tensor
 
@@ -20,6 +21,15 @@ class GatedRMSNorm(nn.Module):
         self.groups, self.eps, self.before_gate = groups, eps, before_gate
 
     def forward(self, y: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        places = slices(y)
+        if len(places) == 1:
+            return self._gated(y, z)
+        out = torch.empty_like(y)
+        for place in places:
+            out[:, place] = self._gated(y[:, place], z[:, place])
+        return out
+
+    def _gated(self, y: Float[Tensor, "B L D"], z: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         gate = nn.functional.silu(wide(z))
         gated = (wide(y) if self.before_gate else wide(y) * gate).unflatten(-1, (self.groups, -1))
         scaled = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
