@@ -235,9 +235,9 @@ class _Parts:
 def _within(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, decays: Decays) -> Float[Tensor, "B c Q H P"]:
     """(L * C B^T) X"""
     scores = (C @ B.transpose(-1, -2)).mul_(decays.allowed).unsqueeze(3)
-    weights = _between(decays.log2)
+    weights = _between(decays.log2).to(x.dtype)
     weights.unflatten(2, (scores.shape[2], -1)).mul_(scores)
-    return (weights.to(x.dtype) @ _by_head(x, dt)).transpose(2, 3)
+    return (weights @ _by_head(x, dt)).transpose(2, 3)
 
 
 def _within_back(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, dy: Tensor, decays: Decays) -> tuple[Tensor, ...]:

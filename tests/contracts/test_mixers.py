@@ -1,5 +1,6 @@
 """Every mixer: which positions reach which, odd lengths, and the counts that its config predicts."""
 
+import itertools
 from dataclasses import fields
 
 import pytest
@@ -8,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lm.config import build, config_class, variants
+from diffusion_lm.mixers.base import Context
 
 D_MODEL = 64
 
@@ -17,10 +19,18 @@ def cases() -> list:
     found = []
     for name in variants("mixers"):
         cls = config_class("mixers", name)
-        switches = [f.name for f in fields(cls) if f.default is False]
-        found += [pytest.param(cls(), id=name), *[pytest.param(cls(**{s: True}), id=f"{name}-{s}") for s in switches]]
+        switches = {f.name: not f.default for f in fields(cls) if isinstance(f.default, bool)}
+        found.append(pytest.param(cls(), id=name))
+        found += [pytest.param(cls(**{s: value}), id=f"{name}-{s}") for s, value in switches.items()]
+        words = {f.name: f.metadata["choices"] for f in fields(cls) if "choices" in f.metadata}
+        for chosen in list(itertools.product(*words.values()))[1:]:  # the first is the default
+            found.append(pytest.param(cls(**dict(zip(words, chosen, strict=True))), id="-".join((name, *chosen))))
         if "n_kv_heads" in cls.__dataclass_fields__:
             found.append(pytest.param(cls(n_kv_heads=2, head_dim=16), id=f"{name}-grouped"))
+        if "inner" in cls.__dataclass_fields__:
+            attention = config_class("mixers", "attention")(causal=True)
+            for sharing in ("independent", "everything"):
+                found.append(pytest.param(cls(inner=attention, sharing=sharing), id=f"{name}-attention-{sharing}"))
         if "n_groups" in cls.__dataclass_fields__:
             found.append(pytest.param(cls(n_groups=2, head_dim=32), id=f"{name}-groups"))
     return found
@@ -65,10 +75,11 @@ def test_the_last_token_moves_the_first_output_unless_causal(config, length):
 @torch.no_grad()
 @pytest.mark.parametrize("length", [5, 70])
 def test_the_first_token_moves_the_last_output(config, length):
-    mixer, x = mixer_of(config), hidden(length)
+    """In float64, whose error is far below what two heads that forget leave of it."""
+    mixer, x = mixer_of(config).double(), hidden(length).double()
     moved = x.clone()
     moved[:, 0] += 10 * torch.randn(D_MODEL, generator=torch.Generator().manual_seed(1))
-    assert ((mixer(moved) - mixer(x)).abs().amax(-1)[:, -1] > 1e-7).all()
+    assert ((mixer(moved) - mixer(x)).abs().amax(-1)[:, -1] > 1e-8).all()
 
 
 @torch.no_grad()
@@ -146,3 +157,18 @@ def test_impossible_sizes_are_refused():
         build(config_class("mixers", "mamba2")(n_groups=3), 64)
     with pytest.raises(ValueError, match="inner: got attention, which sees both directions already"):
         config_class("mixers", "bidirectional")(inner=config_class("mixers", "attention")())
+    with pytest.raises(ValueError, match="sharing: got projections, but attention cannot be run between its proj"):
+        causal = config_class("mixers", "attention")(causal=True)
+        config_class("mixers", "bidirectional")(inner=causal, sharing="projections")
+    with pytest.raises(ValueError, match="head_dim 48 and n_groups 1: expected expand"):
+        build(config_class("mixers", "hydra")(head_dim=48), 64)
+
+
+@torch.no_grad()
+def test_documents_do_not_see_each_other(config):
+    """Each of them alone gives what it gives in a row with others and padding."""
+    mixer, x = mixer_of(config), hidden(90)
+    segment = torch.tensor([4] * 31 + [9] + [4] * 40 + [0] * 18).expand(2, -1)
+    apart = torch.cat([mixer(part) for part in x.split((31, 1, 40, 18), 1)], 1)
+    for context in (Context(segment), mixer.prepare(x, Context(segment))):
+        torch.testing.assert_close(mixer(x, context)[:, :72], apart[:, :72], rtol=1e-4, atol=1e-5)
