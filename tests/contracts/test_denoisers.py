@@ -216,7 +216,7 @@ def steps_to_learn(tools, denoiser: str, conditioning: str, most: int = 300) -> 
     tokens = torch.randint(7, (4, 8), generator=torch.Generator().manual_seed(0))
     masked = torch.arange(8).expand(4, -1) % 2 == 1
     noisy = Noisy(tokens.masked_fill(masked, process.mask_id), torch.full((4, 1), 0.5, dtype=torch.float64))
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-4 if model.denoiser.normalises else 2e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4 if model.denoiser.normalises else 2e-3)
     for step in range(most):
         loss = torch.nn.functional.cross_entropy(model(noisy).logits[..., :7][masked], tokens[masked])
         if loss.item() < 0.05:
