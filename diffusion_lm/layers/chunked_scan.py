@@ -87,15 +87,16 @@ def forward(
     parts = _Parts((x, dt, B, C, y), _decays(dt.unflatten(1, (-1, plan.chunk)), A, runs, plan), plan)
     state = _inward(initial, groups)
     carried = parts.chunks > 1 or initial is not None or plan.want_state
-    before = x.new_zeros(parts.chunks, len(x), groups, B.shape[3], x[0, 0].numel() // groups if carried else 0)
+    before = x.new_empty(parts.chunks, len(x), groups, B.shape[3], x[0, 0].numel() // groups if carried else 0)
     for some in parts.slices(plan.reverse):
         xs, dts, Bs, Cs, ys = parts.take(some)
         decays = parts.decays.part(some)
         ys.copy_(_within(xs, dts, Bs, Cs, decays))
         if carried:
             added = Bs.transpose(-1, -2) @ _grouped(xs * _as(x, dts * decays.leaving), groups)
-            state = carry(added.transpose(0, 1), decays.across, state, plan.reverse, before[some])
-            ys.addcmul_(_ungrouped(Cs @ before[some].transpose(0, 1), xs.shape), _as(x, decays.entering))
+            states = _by_row(before[some])
+            state = carry(added, decays.across, state, plan.reverse, states)
+            ys.addcmul_(_ungrouped(Cs @ states, xs.shape), _as(x, decays.entering))
     return y[:, :length].contiguous(), _outward(state, x.shape) if plan.want_state else None, before
 
 
@@ -119,7 +120,7 @@ def backward(
         decays = parts.decays.part(some)
         own = _within_back(*taken[:5], decays)
         if carried:
-            dstate = _between_back(*taken[:5], decays, before[some].transpose(0, 1), dstate, own, plan.reverse)
+            dstate = _between_back(*taken[:5], decays, _by_row(before[some]), dstate, own, plan.reverse)
         for value, full in zip(own, (dxs, dlog[:, some], dBs, dCs), strict=True):
             full.copy_(value)
         ddts.copy_((own[0] * xs).sum(-1))
@@ -261,10 +262,9 @@ def _between_back(x, dt, B, C, dy, decays: Decays, before, dstate, grads: tuple[
     groups, leaving = B.shape[2], dt * decays.leaving
     dread = _grouped(dy * _as(x, decays.entering), groups)
     dC += dread @ before.transpose(-1, -2)
-    dlocal = (C.transpose(-1, -2) @ dread).transpose(0, 1)
+    dlocal = C.transpose(-1, -2) @ dread
     dafter = torch.empty_like(dlocal)
     dstate = carry(dlocal, decays.across, dstate, not reverse, dafter)
-    dafter = dafter.transpose(0, 1)
     dB += _grouped(x * _as(x, leaving), groups) @ dafter.transpose(-1, -2)
     dleaving = _ungrouped(B @ dafter, x.shape)
     dX.addcmul_(dleaving, _as(x, decays.leaving))
@@ -283,6 +283,12 @@ def _as(x: Tensor, factor: Tensor) -> Float[Tensor, "B c Q H 1"]:
 def _by_head(x: Tensor, dt: Tensor) -> Float[Tensor, "B c H Q P"]:
     """X = dt x"""
     return x.transpose(2, 3).clone(memory_format=torch.contiguous_format).mul_(_as(x, dt.transpose(2, 3)))
+
+
+def _by_row(states: Tensor) -> Float[Tensor, "B c G N RP"]:
+    """Some chunks of [c, B, ...] as [B, c, ...] of the same memory: what is kept of them need only be found again, and
+    products of it as it lies need no copy."""
+    return states.view(states.shape[1], states.shape[0], *states.shape[2:])
 
 
 def _grouped(value: Tensor, groups: int) -> Float[Tensor, "B c G Q RP"]:
