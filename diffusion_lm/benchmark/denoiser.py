@@ -48,7 +48,7 @@ class DenoiserTimesConfig:
     layers: int = 4
     """Blocks of the first denoiser."""
     d_model: int = 512
-    tokens: int = 16384
+    tokens: int = 32768
     """Positions in a call."""
     mode: str = choice("forward", "training")
     clock: str = choice("wall", "processor")
