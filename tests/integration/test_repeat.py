@@ -54,8 +54,9 @@ def test_nothing_is_left_to_auto(place):
     place.train("run", "training.steps=1", *chosen)
     path = place.folder / "run" / "config.yaml"
     text = path.read_text()
-    assert "auto" not in text
     tree = yaml.safe_load(text)
+    # the strategy goes by the number of devices, which may change when the run goes on
+    assert text.count("auto") == 1 and tree["training"]["strategy"] == "auto"
     assert tree["process"]["name"] == "masked" and tree["schedule"]["name"] == "log_linear"
     assert tree["training"]["precision"] in ("float32", "bfloat16")
     assert tree["training"]["accelerator"] in ("cpu", "cuda")
