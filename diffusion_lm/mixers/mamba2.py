@@ -2,7 +2,8 @@
 
 in_proj gives gate z, input x, B, C and step dt; a short causal convolution and a SiLU over (x, B, C); the state-space
 scan; the skip D x; a gated RMSNorm; out_proj. Parameters and options carry mamba-ssm's names, shapes and starting
-values. Nothing crosses the boundary of a document: neither the convolution nor the state.
+values; all its options of a single device but d_ssm are here: every channel goes through the scan. Nothing crosses the
+boundary of a document: neither the convolution nor the state.
 """
 
 import math
@@ -13,13 +14,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_lm.kernels.base import InnerLayer, kernel_choice, kernel_class
+from diffusion_lm.kernels.base import InnerLayer, kernel_choice, kernel_class, runs_of
 from diffusion_lm.layers.convolution import convolve
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.layers.steps import check_steps, start_steps, steps
 from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
 from diffusion_lm.precision import wide
-from diffusion_lm.shapes import Float, Hidden, Tensor
+from diffusion_lm.shapes import Float, Hidden, Int, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,6 +35,8 @@ class Mamba2Config(MixerConfig):
     """Groups of heads that share B and C."""
     d_conv: int = 4
     """Width of the causal convolution."""
+    conv_init: float = 0.0
+    """The convolution's weights start uniformly between -conv_init and conv_init; 0: where torch's Conv1d starts."""
     chunk_size: int = 64
     """Positions per chunk of the scan; changes speed, not results."""
     rmsnorm: bool = True
@@ -65,6 +68,8 @@ class Mamba2Config(MixerConfig):
         low, high = self.A_init_range
         if not 0 < low <= high < math.inf:
             raise ValueError(f"A_init_range: got {low}, {high}, expected two numbers above 0, the second no less")
+        if not 0 <= self.conv_init < math.inf:
+            raise ValueError(f"conv_init: got {self.conv_init}, expected a number above 0, or 0 for torch's own start")
         if self.norm_before_gate and not self.rmsnorm:
             raise ValueError("norm_before_gate: got true without a norm, expected rmsnorm: true beside it")
 
@@ -107,9 +112,18 @@ class Mamba2State(NamedTuple):
     """What a text so far leaves for the text that follows it."""
 
     convolved: Float[Tensor, "B past K"]
-    """The last d_conv - 1 inputs of the convolution."""
+    """The last d_conv - 1 inputs of the convolution, those of earlier documents zero."""
     scanned: Float[Tensor, "B H P N"]
     """The state of the scan."""
+    document: Int[Tensor, "B"] | None = None
+    """Ids of the documents that they are of; None where texts were not told apart."""
+
+    def within(self, document: Int[Tensor, "B"]) -> "Mamba2State":
+        """What of it reaches a text that starts in that document: nothing where it is another one."""
+        if self.document is None:
+            return self
+        same = (self.document == document).view(-1, 1, 1)
+        return Mamba2State(self.convolved.where(same, 0), self.scanned.where(same.unsqueeze(-1), 0), document)
 
 
 class Mamba2(SequenceMixer):
@@ -143,6 +157,8 @@ class Mamba2(SequenceMixer):
         """mamba-ssm's starting values: by default A in [1, 16], softplus(dt_bias) log-uniform in [1e-3, 1e-1]."""
         with torch.no_grad():
             self.A_log.uniform_(*self.config.A_init_range).log_()
+            if self.config.conv_init:
+                self.conv1d.weight.uniform_(-self.config.conv_init, self.config.conv_init)
         start_steps(self.dt_bias, self.config)
 
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
@@ -169,10 +185,16 @@ class Mamba2(SequenceMixer):
     def resume(
         self, x: Hidden, state: Mamba2State | None = None, context: Context = ONE_DOCUMENT
     ) -> tuple[Hidden, Mamba2State]:
-        """Outputs for a text that goes on where `state` was left, and the state that it leaves itself."""
+        """Outputs for a text that goes on where `state` was left, and the state that it leaves itself.
+
+        Where both texts have segments, a first id other than the last one of the text before begins a document. A text
+        without them goes on with that document, and a state without them is of the first position's.
+        """
         if state is None:
             none = x.new_zeros(len(x), self.config.d_conv - 1, self.inner + 2 * self.state)
             state = Mamba2State(none, x.new_zeros(len(x), self.heads, self.config.head_dim, self.config.d_state))
+        elif context.segment is not None:
+            state = state.within(context.segment[:, 0])
         y, left = self._parts(self.in_proj(x), context, state=state)
         return self.out_proj(y), left
 
@@ -226,4 +248,8 @@ class Mamba2(SequenceMixer):
         if state is None:
             return y, None
         past = torch.cat((state.convolved, new), 1)[:, new.shape[1] :]
-        return y, Mamba2State(past, scanned)
+        if context.segment is None:
+            return y, Mamba2State(past, scanned, state.document)
+        runs = F.pad(runs_of(context.segment), (before, 0))  # the state is of the first position's document
+        past = past.where((runs[:, new.shape[1] :] == runs[:, -1:]).unsqueeze(-1), 0)
+        return y, Mamba2State(past, scanned, context.segment[:, -1])

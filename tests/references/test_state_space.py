@@ -205,6 +205,32 @@ def test_a_text_goes_on_as_the_document_of_its_first_position():
     torch.testing.assert_close(y[:, 3:], mixer(x[:, 8:]), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["plain", "wide", "no window"])
+@pytest.mark.parametrize("cuts", [*itertools.combinations(range(1, 11), 1), (3, 4, 5), tuple(range(1, 11))])
+def test_documents_may_be_cut_anywhere(name, cuts):
+    """Two rows with boundaries at different places; ids come back, and a cut may fall on a boundary or beside it."""
+    torch.manual_seed(6)
+    mixer, x = Mamba2(CONFIGS[name], D_MODEL).double(), torch.randn(2, 11, D_MODEL, dtype=torch.float64)
+    segment, state, found = torch.tensor([DOCUMENTS, (1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1)]), None, []
+    for start, stop in itertools.pairwise((0, *cuts, 11)):
+        y, state = mixer.resume(x[:, start:stop], state, Context(segment[:, start:stop]))
+        found.append(y)
+    expected = [naive_mamba2(mixer, row, ids) for row, ids in zip(x, segment.tolist(), strict=True)]
+    torch.testing.assert_close(torch.cat(found, 1), torch.stack(expected))
+
+
+@torch.no_grad()
+def test_a_text_without_documents_goes_on_with_the_last_one():
+    torch.manual_seed(7)
+    mixer, x = Mamba2(CONFIGS["plain"], D_MODEL).double(), torch.randn(1, 9, D_MODEL, dtype=torch.float64)
+    state = mixer.resume(x[:, :4], None, Context(torch.tensor([[1, 1, 1, 2]])))[1]
+    y, state = mixer.resume(x[:, 4:6], state)
+    more, _ = mixer.resume(x[:, 6:], state, Context(torch.tensor([[2, 3, 3]])))
+    expected = naive_mamba2(mixer, x[0], (1, 1, 1, 2, 2, 2, 2, 3, 3))[4:]
+    torch.testing.assert_close(torch.cat((y, more), 1)[0], expected)
+
+
 def test_mamba2_starts_with_mamba_ssms_steps_and_decays():
     torch.manual_seed(0)
     mixer = Mamba2(Mamba2Config(head_dim=1), 2000)
@@ -226,6 +252,15 @@ def test_starting_values_are_within_the_ranges_that_are_asked_for():
     assert 2 <= A.min() < 2.1 and 2.9 < A.max() <= 3
 
 
+@pytest.mark.parametrize(("conv_init", "bound"), [(0.0, 0.5), (0.02, 0.02), (2.0, 2.0)])
+def test_the_convolution_starts_uniformly_within_its_bound(conv_init, bound):
+    """Conv1d's own bound is 1 / sqrt(inputs of an output) = 1 / sqrt(4)."""
+    torch.manual_seed(0)
+    weight = Mamba2(Mamba2Config(head_dim=1, conv_init=conv_init), 500).conv1d.weight.detach()
+    assert 0.99 * bound < weight.max() <= bound and -bound <= weight.min() < -0.99 * bound
+    assert float(weight.var()) == pytest.approx(bound**2 / 3, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -243,6 +278,9 @@ def test_steps_without_a_meaning_are_refused(cls, options, message):
 def test_options_without_a_meaning_are_refused():
     with pytest.raises(ValueError, match=r"A_init_range: got 0.0, 16.0, expected two numbers above 0"):
         Mamba2Config(A_init_range=(0.0, 16.0))
+    for wrong in (-0.1, math.inf):
+        with pytest.raises(ValueError, match=rf"conv_init: got {wrong}, expected a number above 0, or 0 for torch's"):
+            Mamba2Config(conv_init=wrong)
     with pytest.raises(ValueError, match="norm_before_gate: got true without a norm, expected rmsnorm: true beside it"):
         Mamba2Config(rmsnorm=False, norm_before_gate=True)
     with pytest.raises(ValueError, match="d_conv: got 4, expected an odd number, since the convolution is centred"):
