@@ -36,7 +36,7 @@ MANY, HUGE = 10**8, 10**9
 MOST_LAYERS = 512
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 SOLVED = ("n_layers", "mlp_width")
-CARRIED = ("mlp", "mlp_bias", "norm")
+CARRIED = ("mlp", "mlp_bias", "norm", "conditioning")
 
 Measure = Callable[[Any], float]
 """From a denoiser's config to what is matched."""
@@ -88,21 +88,28 @@ def sized(
 
 
 def arm_of(name: str, own: Any) -> Any:
-    """The config of a denoiser beside an experiment's own, with the MLPs, norm, conditioning and mixers of that."""
+    """The config of a denoiser beside an experiment's own, with what that sets of MLPs, norm, conditioning and mixers.
+
+    Raises `UserError` where the denoiser cannot have it.
+    """
     kind = config_class("denoisers", name)
     if type(own) is kind:
         return own
     usual, arm = defaults(type(own)), kind()
     changed = {f.name: getattr(own, f.name) for f in fields(own) if getattr(own, f.name) != usual[f.name]}
     carried = {key: value for key, value in changed.items() if key in CARRIED}
-    if "conditioning" in changed and type(arm.conditioning) is type(own.conditioning):
-        carried["conditioning"] = own.conditioning
     mixers = {value.family(): value for value in changed.values() if isinstance(value, MixerConfig)}
     for field in fields(arm):
         value = getattr(arm, field.name)
         if isinstance(value, MixerConfig) and value.family() in mixers:
             carried[field.name] = mixers[value.family()]
-    return replace(arm, **carried)
+    try:
+        return replace(arm, **carried)
+    except ValueError as error:
+        raise UserError(
+            f"--arms: got '{name}' beside '{name_of(own)}', whose options it is to have: {error}; leave it out, or "
+            "size it in an experiment of its own"
+        ) from None
 
 
 def fitted(denoiser: Any, d_model: int, target: float, measure: Measure, unit: int) -> Any:
@@ -152,7 +159,8 @@ def _overrides(config: ExperimentConfig, arm: Any) -> list[str]:
     start = config.denoiser if own else type(arm)()
     old = {key: value for key, value in to_tree(start).items() if key not in SOLVED}
     name = [] if own else [f"denoiser={name_of(arm)}"]
-    return [*name, f"model.d_model={config.model.d_model}", *_assignments(old, to_tree(arm))]
+    new = to_tree(replace(arm, mlp_expansion=defaults(type(arm))["mlp_expansion"]))  # has no effect beside mlp_width
+    return [*name, f"model.d_model={config.model.d_model}", *_assignments(old, new)]
 
 
 def _assignments(old: Any, new: Any, where: str = "denoiser") -> list[str]:

@@ -33,9 +33,7 @@ def test_sizes_as_people_write_them(text, size):
 def test_other_sizes_are_refused(text):
     with pytest.raises(UserError) as refusal:
         parse_size(text)
-    assert str(refusal.value) == (
-        f"--match: got '{text}', expected a number of parameters like 240M, 0.5B or 1200000"
-    )
+    assert str(refusal.value) == f"--match: got '{text}', expected a number of parameters like 240M, 0.5B or 1200000"
 
 
 def test_the_rules_numbers():
@@ -110,10 +108,27 @@ def test_an_arm_keeps_its_own_where_the_experiment_sets_nothing():
     own = config_class("denoisers", "transformer")()
     for name in ARMS:
         assert arm_of(name, own) == (own if name == "transformer" else config_class("denoisers", name)())
-    film = config_class("conditioning", "film")(channels=32)
-    dimba = config_class("denoisers", "dimba")(conditioning=film)
+    dimba = config_class("denoisers", "dimba")()
     assert arm_of("mamba", dimba).conditioning == config_class("conditioning", "adaln")()
     assert arm_of("dimba", dimba) == dimba
+
+
+@pytest.mark.parametrize(
+    ("own", "name", "channels"), [("transformer", "film", 128), ("dimba", "film", 32), ("mamba", "additive", 64)]
+)
+def test_every_arm_has_the_conditioning_that_the_experiment_sets(own, name, channels):
+    conditioning = {"name": name, "channels": channels}
+    config = experiment(denoiser={"name": own, "conditioning": conditioning})
+    for arm in match(config, 50 * 10**6, (own, *(other for other in ARMS if other != own))):
+        made = with_overrides(config, arm["overrides"]).denoiser.conditioning
+        assert (type(made), made.channels) == (config_class("conditioning", name), channels)
+        assert describe(with_overrides(config, arm["overrides"]))["conditioning"] == name
+
+
+def test_an_arm_without_conditioning_stands_beside_others_without():
+    config = experiment(denoiser={"name": "transformer", "conditioning": "none"})
+    for arm in match(config, 50 * 10**6, ("transformer", "mamba", "hybrid")):
+        assert describe(with_overrides(config, arm["overrides"]))["conditioning"] == "none"
 
 
 def test_d_model_may_be_chosen():
@@ -134,6 +149,16 @@ def test_d_model_may_be_chosen():
             {"denoiser": {"name": "mamba", "mlp_expansion": 0}},
             (10**6,),
             "denoiser 'mamba': mlp_expansion 0 leaves no MLP whose width could be solved for; set it to ",
+        ),
+        (
+            {"denoiser": {"name": "transformer", "conditioning": "none"}},
+            (10**7, ("transformer", "dimba")),
+            "--arms: got 'dimba' beside 'transformer', whose options it is to have: conditioning: got 'none', which ",
+        ),
+        (
+            {"denoiser": {"name": "mamba", "conditioning": "film"}},
+            (10**7, ("mamba", "dit")),
+            "--arms: got 'dit' beside 'mamba', whose options it is to have: conditioning: got 'film'; dit shifts, ",
         ),
         ({}, (10**6, ("transformer", "mambo")), "denoisers: no variant 'mambo'"),
         ({"name": "odd"}, (10**6, (), "parameters", 100), "odd: head_dim: got 64, expected a divisor of d_model 100"),
