@@ -17,6 +17,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from diffusion_lm.errors import UserError
 from diffusion_lm.training.config import TrainingConfig
@@ -76,13 +77,16 @@ class Average(WeightAveraging):
         apart = {id(parameter) for schedule in learned_schedules(pl_module) for parameter in schedule.parameters()}
         self._lerped, self._copied = [], []
         for decay, average in {self.decay: first, **self._averages}.items():
-            lerped = {}
+            lerped: dict[bool, dict[int, tuple[Tensor, Tensor]]] = {True: {}, False: {}}
             for name, ours in live.items():
                 if id(ours) in apart or not ours.is_floating_point():
                     self._copied.append((average[name].detach(), ours.detach()))
                 else:  # by identity: a tied weight has two names and is averaged once
-                    lerped[id(average[name])] = average[name].detach(), ours.detach()
-            self._lerped.append((decay, *(list(side) for side in zip(*lerped.values()))))
+                    pair = average[name].detach(), ours.detach()
+                    # a list has shares alone or whole tensors alone: PyTorch does not mix them
+                    lerped[isinstance(ours, DTensor)][id(average[name])] = pair
+            lists = [[list(side) for side in zip(*pairs.values())] for pairs in lerped.values() if pairs]
+            self._lerped += [(decay, averages, live) for averages, live in lists]
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any) -> None:

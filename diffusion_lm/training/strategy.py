@@ -95,7 +95,7 @@ class FullyShard(ModelParallelStrategy):
 
     def _share_of(self) -> Callable[[str, Tensor], Tensor]:
         """A function of a parameter's name and of numbers of its shape, which gives this device's share of them."""
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))  # a tied weight by all of its names
 
         def share(name: str, value: Tensor) -> Tensor:
             parameter = parameters.get(name)

@@ -105,6 +105,26 @@ def test_muon(place, strategy):
     assert set(leaves(place.checkpoint("one"))) == set(leaves(place.checkpoint("two")))
 
 
+TIED = ["denoiser={name: transformer, n_layers: 1, mixer: {head_dim: 16}}", "model.tie_head=true"]
+FROZEN = [f"denoiser={{name: dimba, n_layers: 1, mixer: {MAMBA}, prompt_encoder: frozen}}", "objective=gaussian"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("arm", [TIED, FROZEN], ids=["tied head", "frozen encoder"])
+def test_a_weight_with_two_names_and_buffers(place, arm, strategy):
+    """One device, then two with the checkpoint of one, then two with their own: as if one had trained throughout."""
+    arm = [*arm, "prompt.fraction=0.5", "training.ema_decays=[0.5]"]
+    place.train("whole", *arm)
+    for number, world in enumerate((1, 2, 2)):
+        last = number == 2
+        faults = [] if last else [{"place": STEP, "call": 4, "signal": int(signal.SIGTERM), "when": "before"}]
+        overrides = together(strategy) if world > 1 else []
+        done = place.train("run", *arm, *overrides, world=world, faults=faults, status=0 if last else 75)
+        assert (f"resuming at step {4 * number}\n" in done.out) == (number > 0)
+    assert_same(place, "run", "whole", rel=1e-4, weights=1e-4, states=1e-3)
+
+
 @pytest.mark.slow
 def test_self_conditioning(place):
     """Its first pass gathers the blocks once more."""
