@@ -14,7 +14,7 @@ from dataclasses import MISSING, field, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from diffusion_lm.errors import UserError, unknown
 
 ROOT = Path(__file__).parent
+WORDS = {int: ("whole number", "3"), float: ("number", "0.5"), bool: ("truth value", "true"), str: ("text", "NAME")}
+"""What a value of each type of leaf is called, and one as it is typed."""
+GIVE = "; give it a value, or leave the key out"
 
 
 def part(folder: str, default: str | None = None) -> Any:
@@ -97,7 +100,7 @@ def from_tree(cls: type, tree: Any, where: str = "") -> Any:
     known = {f.name: f for f in fields(cls)}
     types = get_type_hints(cls)
     values = {}
-    for key, value in tree.items():
+    for key, value in flat(cls, tree, where).items():
         place = f"{where}.{key}" if where else str(key)
         if key not in known:
             raise unknown(f"{place}: unknown key", str(key), known)
@@ -144,10 +147,49 @@ def _leaf(kind: Any, value: Any, place: str) -> Any:
         node = OmegaConf.structured(_holder(kind))
         OmegaConf.update(node, "value", value)
         typed = OmegaConf.to_container(node)["value"]
-    except OmegaConfBaseException as error:
-        text = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(f"{place}: got {value!r}, expected {getattr(kind, '__name__', kind)} ({text})") from None
+    except OmegaConfBaseException:
+        raise UserError(f"{place}: got {value!r}, expected {_words(kind)}{GIVE if value is None else ''}") from None
     return tuple(typed) if isinstance(typed, list) and getattr(kind, "__origin__", None) is tuple else typed
+
+
+def _words(kind: Any) -> str:
+    """What a value of that type looks like."""
+    if kind in WORDS:
+        word, example = WORDS[kind]
+        return f"{kind.__name__} (a {word}, like {example})"
+    origin, inner = get_origin(kind), get_args(kind)
+    word, example = WORDS[inner[1] if origin is dict else inner[0]]
+    if origin is dict:
+        return f"a mapping of names to {word}s, like {{NAME: {example}}}"
+    count = "" if inner[-1] is ... else f"{len(inner)} "
+    return f"a list of {count}{word}s, like [{', '.join([example] * len(inner))}]"
+
+
+def flat(cls: type, tree: Any, where: str = "") -> Any:
+    """`tree` with mappings that stand in a key of `cls` from names to values made flat: {a: {b: 1}} is {a.b: 1}.
+
+    What `key.a.b=1` on a command line becomes; before trees are put together, so that both spellings are one key.
+    """
+    if not isinstance(tree, Mapping):
+        return tree
+    types, found = get_type_hints(cls), {}
+    for key, value in tree.items():
+        kind, place = types.get(key), f"{where}.{key}" if where else str(key)
+        if get_origin(kind) is dict and isinstance(value, Mapping):
+            value = _dotted(value, place)
+        found[key] = flat(kind, value, place) if is_dataclass(kind) else value
+    return found
+
+
+def _dotted(tree: Mapping[Any, Any], place: str, above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        new = _dotted(value, place, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        if twice := found.keys() & new:
+            raise UserError(f"{place}: got '{min(twice)}' twice, expected one value for it")
+        found |= new
+    return found
 
 
 @cache

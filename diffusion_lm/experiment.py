@@ -10,7 +10,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lm.backends import backend_folder, choose_backend
-from diffusion_lm.config import build, config_class, from_tree, merge, name_of, part, part_class, to_tree, variants
+from diffusion_lm.config import (
+    build,
+    config_class,
+    flat,
+    from_tree,
+    merge,
+    name_of,
+    part,
+    part_class,
+    to_tree,
+    variants,
+)
 from diffusion_lm.data.info import TokenDataConfig
 from diffusion_lm.denoisers.base import how_to_be_causal
 from diffusion_lm.errors import UserError, did_you_mean
@@ -131,9 +142,18 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, trained: bool = F
     config = from_tree(ExperimentConfig, tree)
     if not trained:
         refuse_unused(config)
+        _check_mlp(config)
         _check_range(config)
         _check_times(config)
     return config
+
+
+def _check_mlp(config: ExperimentConfig) -> None:
+    """Refuse MLPs that a small expansion rounds away. A run that was trained without them is still read."""
+    try:
+        config.denoiser.check_mlp(config.model.d_model)
+    except ValueError as error:
+        raise UserError(f"denoiser: {error}") from None
 
 
 def _check_range(config: ExperimentConfig) -> None:
@@ -210,11 +230,11 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: got {type(tree).__name__}, expected a mapping of keys to values")
     base = tree.pop("base", None)
     if base is None:
-        return tree
+        return flat(ExperimentConfig, tree)
     relative = path.parent / str(base)
     below = read_tree(relative if relative.is_file() else find(base), (*seen, path.resolve()))
     below.pop("name", None)
-    return merge(below, tree)
+    return merge(below, flat(ExperimentConfig, tree))
 
 
 def _in_order(overrides: Sequence[str]) -> list[str]:
@@ -231,7 +251,7 @@ def _override(text: str) -> dict[str, Any]:
     if not equals or not key:
         raise UserError(f"override '{text}': expected key=value")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=True)
+        return flat(ExperimentConfig, OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=True))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"override '{text}': {error}") from None
 

@@ -165,7 +165,7 @@ def test_a_prefix_that_nothing_has_is_refused_when_the_model_is_built(prefix):
         ({"optimizer": {"name": "muon", "scale": "none"}}, "scale: no choice 'none'; expected one of match_rms_adamw,"),
         ({"lr_multipliers": {"embed": -1.0}}, "lr_multipliers: got -1.0 for 'embed', expected 0 or a positive number"),
         ({"lr_multipliers": {"embed": "inf"}}, "lr_multipliers: got inf for 'embed', expected 0 or a positive number"),
-        ({"lr_multipliers": {"embed": "fast"}}, "lr_multipliers: got {'embed': 'fast'}, expected dict"),
+        ({"lr_multipliers": {"embed": "fast"}}, "lr_multipliers: got {'embed': 'fast'}, expected a mapping of names"),
         ({"ema_decays": [1.0]}, "ema_decays: got [1.0], expected numbers with 0 < decay < 1"),
         ({"ema_decays": [0.9, 0.9]}, "ema_decays: got [0.9, 0.9] beside ema_decay 0.999, expected every decay once"),
         ({"ema_decays": [0.999]}, "ema_decays: got [0.999] beside ema_decay 0.999, expected every decay once"),
