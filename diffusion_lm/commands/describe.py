@@ -25,7 +25,10 @@ TOKENS_PER_PARAMETER = 20
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the description, or the sizes that match; exit status 0."""
-    config = load(arguments.experiment, [t for t in arguments.overrides if not t.startswith("run=")])
+    overrides = [text for text in arguments.overrides if not text.startswith("run=")]
+    if arguments.match:  # solved for, near to mlp_expansion
+        overrides.append("denoiser.mlp_width=0")
+    config = load(arguments.experiment, overrides)
     if arguments.match:
         return _run_match(config, arguments)
     if arguments.arms or arguments.d_model or arguments.match_by != "parameters":

@@ -14,7 +14,7 @@ from torch import nn
 
 from diffusion_lm.conditioning.base import ConditioningConfig
 from diffusion_lm.config import choice, config_class, name_of, part, variants
-from diffusion_lm.layers.mlp import MLPS, mlp_width
+from diffusion_lm.layers.mlp import MLPS, MULTIPLE, mlp_width
 from diffusion_lm.mixers.base import MixerConfig
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.shapes import Hidden
@@ -31,7 +31,7 @@ class DenoiserConfig:
     mlp_expansion: float = 4.0
     """Width of the MLP over d_model; 0 leaves the MLPs out."""
     mlp_width: int = 0
-    """Width of the MLP in channels, instead of mlp_expansion; 0 goes by that."""
+    """Width of the MLP in channels, instead of mlp_expansion, which is then left out; 0 goes by that."""
     mlp_bias: bool = False
     """Biases in the MLPs."""
     norm: str = choice("rms", "layer")
@@ -46,6 +46,24 @@ class DenoiserConfig:
             raise ValueError(f"mlp_expansion: got {self.mlp_expansion}, expected 0 or more")
         if self.mlp_width < 0:
             raise ValueError(f"mlp_width: got {self.mlp_width}, expected channels, or 0 to go by mlp_expansion")
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """The expansion beside a width, and what the MLPs are like where there are none."""
+        if self.mlp_width:
+            return {"denoiser.mlp_expansion": f"the MLPs are as wide as denoiser.mlp_width={self.mlp_width} says"}
+        if self.width(experiment.model.d_model):
+            return {}
+        why = "there are no MLPs (denoiser.mlp_expansion is 0)"
+        return {"denoiser.mlp": why, "denoiser.mlp_bias": why}
+
+    def check_mlp(self, d_model: int) -> None:
+        """Raise `ValueError` for an expansion above 0 that is too small for any channels."""
+        if self.mlp_expansion and not self.width(d_model):
+            least = math.ceil(MULTIPLE / d_model * 10**4) / 10**4
+            raise ValueError(
+                f"mlp_expansion: got {self.mlp_expansion:g}, which at d_model {d_model} is less than {MULTIPLE} "
+                f"channels and makes no MLP; expected at least {least:g}, or 0 to leave the MLPs out"
+            )
 
     def mixers(self) -> Sequence[MixerConfig]:
         """The mixer of each block, from the first to the last."""

@@ -10,10 +10,13 @@ from torch import nn
 
 from diffusion_lm.shapes import Float, Hidden, Tensor
 
+MULTIPLE = 8
+"""Of which a width that goes by an expansion is one."""
+
 
 def mlp_width(d_model: int, expansion: float) -> int:
     """Hidden width: expansion * d_model, rounded down to a multiple of 8. 0 means no MLP."""
-    return int(expansion * d_model) // 8 * 8
+    return int(expansion * d_model) // MULTIPLE * MULTIPLE
 
 
 class MLP(nn.Module):

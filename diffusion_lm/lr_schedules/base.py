@@ -15,6 +15,10 @@ class LrScheduleConfig:
     def check(self, steps: int, warmup_steps: int) -> None:
         """Raise `ValueError` when the schedule has no room in a run of that many steps."""
 
+    def falls(self) -> bool:
+        """Whether it ends at the floor."""
+        return True
+
 
 class LrSchedule(ABC):
     """factor(step). `floor`: the share at the end, of schedules that fall."""

@@ -7,11 +7,12 @@ from diffusion_lm.lr_schedules.base import LrSchedule, LrScheduleConfig
 
 @dataclass(kw_only=True, slots=True)
 class ConstantConfig(LrScheduleConfig):
-    pass
+    def falls(self) -> bool:
+        return False
 
 
 class Constant(LrSchedule):
-    """Never falls; the run's `min_lr` is not used."""
+    """Never falls; `min_lr` away from its default is refused."""
 
     def after_warmup(self, step: int) -> float:
         return 1.0

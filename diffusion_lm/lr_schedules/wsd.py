@@ -33,6 +33,9 @@ class WsdConfig(LrScheduleConfig):
         """Steps in which the rate falls."""
         return round(self.decay_share * steps)
 
+    def falls(self) -> bool:
+        return self.decay_share > 0
+
     def check(self, steps: int, warmup_steps: int) -> None:
         falling = self.decay_steps(steps)
         if warmup_steps + falling > steps:

@@ -1,10 +1,10 @@
 """How a run is trained and evaluated: typed values, no behaviour."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from diffusion_lm.config import choice, part
+from diffusion_lm.config import choice, name_of, part
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,6 +84,18 @@ class TrainingConfig:
             raise ValueError(
                 f"strategy: got {self.strategy} for one device; expected auto, or devices=2 or more to share the work"
             )
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """Keys of what is switched off."""
+        found = {}
+        if not self.lr_schedule.falls():
+            why = f"the learning rate of lr_schedule '{name_of(self.lr_schedule)}' does not fall"
+            found["training.min_lr"] = f"{why} with these keys" if fields(self.lr_schedule) else why
+        if not self.compile:
+            found["training.compile_backend"] = "with training.compile=false nothing is compiled"
+        if not self.weight_decay:
+            found["training.decay_embeddings"] = "with training.weight_decay 0 nothing decays"
+        return found
 
     def rows_per_pass(self) -> int:
         """Sequences per device and forward pass."""

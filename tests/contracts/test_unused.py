@@ -37,6 +37,15 @@ CASES = [
     (["prompt.fraction=0"], "prompt.kind", "spans", "with prompt.fraction 0 no prompt is drawn"),
     (["prompt.fraction=0"], "prompt.dropout", "0.5", "with prompt.fraction 0 no prompt is drawn"),
     (["prompt.dropout=1"], "prompt.kind", "spans", "with prompt.dropout 1 every prompt is hidden"),
+    (["training.lr_schedule=constant"], "training.min_lr", "0.9", "of lr_schedule 'constant' does not fall"),
+    (["training.lr_schedule={name: wsd, decay_share: 0}"], "training.min_lr", "0.9",
+     "of lr_schedule 'wsd' does not fall with these keys"),
+    ([], "training.compile_backend", "eager", "with training.compile=false nothing is compiled"),
+    (["training.weight_decay=0"], "training.decay_embeddings", "True", "with training.weight_decay 0 nothing decays"),
+    (["denoiser.mlp_width=24"], "denoiser.mlp_expansion", "3.0", "as wide as denoiser.mlp_width=24 says"),
+    (["denoiser.mlp_width=24"], "denoiser.mlp_expansion", "0.0", "as wide as denoiser.mlp_width=24 says"),
+    (["denoiser.mlp_expansion=0"], "denoiser.mlp", "swiglu", "there are no MLPs"),
+    (["denoiser.mlp_expansion=0"], "denoiser.mlp_bias", "True", "there are no MLPs"),
 ]  # fmt: skip
 
 
@@ -71,6 +80,21 @@ def test_defaults_and_keys_that_are_read_are_accepted(tiny):
     load(tiny, ["model.embedding_dim=16", "model.output_prior=true", "objective.t_min=0.1"])
     load(tiny, ["objective=gidd", "objective.weighting=clamp", "objective.max_weight=0.5"])
     load(tiny, ["objective=gaussian", "model.output_prior=false", "model.embedding_dim=8"])
+    load(tiny, ["training.min_lr=0.9", "training.compile=true", "training.compile_backend=eager"])
+    load(tiny, ["training.lr_schedule=wsd", "training.min_lr=0.9", "training.decay_embeddings=true"])
+    load(tiny, ["denoiser.mlp_width=24", "denoiser.mlp=swiglu", "denoiser.mlp_bias=true"])
+    load(tiny, ["denoiser.mlp_expansion=0", "denoiser.mlp=gelu"])
+
+
+@pytest.mark.parametrize("d_model", [16, 80, 96, 112, 752])
+def test_an_expansion_too_small_for_an_mlp_is_refused_and_the_least_is_named(tiny, d_model):
+    sized = ["denoiser.mixer.head_dim=2", f"model.d_model={d_model}"]
+    with pytest.raises(UserError, match=rf"^denoiser: mlp_expansion: got 0\.01, .* d_model {d_model} ") as refused:
+        load(tiny, [*sized, "denoiser.mlp_expansion=0.01"])
+    least = str(refused.value).partition("expected at least ")[2].partition(",")[0]
+    config = load(tiny, [*sized, f"denoiser.mlp_expansion={least}"])
+    assert config.denoiser.width(d_model) == 8
+    assert load(tiny, [*sized, "denoiser.mlp_expansion=0.01"], trained=True).denoiser.width(d_model) == 0
 
 
 def loss_of(config):
