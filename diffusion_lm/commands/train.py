@@ -6,9 +6,11 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 
 from diffusion_lm.errors import UserError
-from diffusion_lm.experiment import find, load
+from diffusion_lm.experiment import EXPORTED, find, load
+from diffusion_lm.training.failure import refused_once
 from diffusion_lm.training.run import Run
 from diffusion_lm.training.train import run_folder, train
+from diffusion_lm.weights.folder import is_export
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -17,7 +19,13 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = [text for text in arguments.overrides if not text.startswith("run=")]
     if "" in folders:
         raise UserError("run=: got nothing, expected a folder, like run=runs/NAME")
-    config = load(arguments.experiment, overrides)
+    if is_export(arguments.experiment):
+        raise UserError(
+            f"{arguments.experiment}: got a folder of weights, and training does not start from weights yet; expected "
+            f"an experiment: {arguments.experiment}/{EXPORTED} trains the same one from random weights"
+        )
+    with refused_once():
+        config = load(arguments.experiment, overrides)
     folder = Run(run_folder(config, find(arguments.experiment), folders[-1] if folders else None))
     with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
         status = train(config, folder)

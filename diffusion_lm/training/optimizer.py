@@ -18,7 +18,7 @@ from diffusion_lm.optimizers.base import Member, Peak
 from diffusion_lm.schedules.base import NoiseSchedule
 from diffusion_lm.training.config import TrainingConfig
 
-NEVER_DECAYED = ("A_log", "D", "dt_bias", "init_states")
+NEVER_DECAYED = ("A_log", "D", "dt_bias")
 """Names of Mamba-2's vectors; some options make two or three dimensions of them."""
 TRUNK = "denoiser"
 EMBEDDING = "embed"

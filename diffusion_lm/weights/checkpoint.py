@@ -88,8 +88,10 @@ def read_torch(path: Path) -> Any:
         unknown = _unknown_classes(path)
         with torch.serialization.safe_globals([(Inert, name) for name in unknown]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader raises whatever the bytes lead it to
-        raise _unreadable(path, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from None
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from None
+    except Exception:  # the reader raises whatever the bytes lead it to, and its texts are about those
+        raise _unreadable(path, "it is no file that torch.save wrote, or not the whole of one") from None
 
 
 def plain(value: Any) -> Any:
@@ -161,4 +163,6 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, why: str) -> UserError:
-    return UserError(f"{path}: cannot be read as weights ({why}); expected an undamaged checkpoint")
+    return UserError(
+        f"{path}: cannot be read as weights ({why}); expected an undamaged checkpoint; give another, or get it again"
+    )

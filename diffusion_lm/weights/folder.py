@@ -87,7 +87,7 @@ def read_folder(folder: str | Path) -> Exported:
         raise UserError(f"{folder / FACTS}: version {version}, expected {VERSION}; convert the weights again")
     state = read_safetensors(folder / WEIGHTS)
     state |= {name: state[other] for name, other in facts["tied"].items() if other in state}
-    return Exported(folder, load(folder / EXPORTED), facts, state)
+    return Exported(folder, load(folder / EXPORTED, trained=True), facts, state)
 
 
 def filled(where: str | Path, model: DenoisingModel, state: Mapping[str, Tensor]) -> DenoisingModel:

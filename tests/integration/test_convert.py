@@ -41,6 +41,14 @@ def test_the_folder_evaluates_generates_and_is_described_like_the_run(shared, ex
     assert both["difference"]["nll"] == 0 and both["difference"]["common_noise_levels"]
 
 
+def test_training_does_not_take_it_for_an_experiment(shared, exported):
+    """Its weights would be left out without a word."""
+    line = shared.refused("train", exported, "run=afresh")
+    assert f"{exported}: got a folder of weights, and training does not start from weights yet; expected an " in line
+    assert f"experiment: {exported}/experiment.yaml trains the same one from random weights" in line
+    assert not (shared.folder / "afresh").exists()
+
+
 @torch.no_grad()
 def test_its_logits_are_the_runs_bit_for_bit(shared, exported, monkeypatch):
     monkeypatch.chdir(shared.folder)

@@ -251,6 +251,10 @@ def test_what_cannot_be_read_is_refused(theirs, tmp_path):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "model.safetensors: cannot be read as weights (" in refusal("mdlm", folder)
+    (tmp_path / "a.txt").write_text("hiho")
+    line = refusal("mdlm", tmp_path / "a.txt")
+    assert "a.txt: cannot be read as weights (it is no file that torch.save wrote, or not the whole of one); " in line
+    assert "Error" not in line
     torch.save([1, 2], tmp_path / "list.pt")
     assert "it holds a list, expected a dict of tensors" in refusal("mdlm", tmp_path / "list.pt")
     torch.save({"weight": 1}, tmp_path / "numbers.pt")
