@@ -78,16 +78,10 @@ def test_weights_have_the_names_and_shapes_of_mamba_ssm(mamba_ssm, groups):
     assert theirs.activation == "silu"
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_layer_equals_mamba_ssms_split_of_it(mamba_ssm, monkeypatch, groups):
-    """in_proj, then mamba-ssm's reference of convolution, scan, gated norm and out_proj. Its scan and norm are Triton
-    on every device, so the references of both stand in; so does PyTorch's convolution for causal_conv1d."""
+def with_references(mamba_ssm, monkeypatch, groups):
+    """Its split layer: scan and norm are Triton on every device, so that the references of both stand in; PyTorch's
+    convolution does for causal_conv1d."""
     combined, gated = mamba_ssm("ops.triton.ssd_combined"), mamba_ssm("ops.triton.layernorm_gated")
-    torch.manual_seed(0)
-    layer = Mamba2(Mamba2Config(d_state=16, head_dim=16, n_groups=groups, chunk_size=8), 32)
-    with torch.no_grad():
-        for parameter in (layer.D, layer.norm.weight, layer.conv1d.bias):
-            parameter += 0.3 * torch.randn_like(parameter)
 
     def convolve(x, weight, bias, activation):
         width = weight.shape[1]
@@ -104,6 +98,19 @@ def test_layer_equals_mamba_ssms_split_of_it(mamba_ssm, monkeypatch, groups):
     monkeypatch.setattr(combined, "causal_conv1d_fn", convolve)
     monkeypatch.setattr(combined, "ssd_selective_scan", scan)
     monkeypatch.setattr(combined, "rmsnorm_fn", norm)
+    return combined
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_layer_equals_mamba_ssms_split_of_it(mamba_ssm, monkeypatch, groups):
+    """in_proj, then mamba-ssm's reference of convolution, scan, gated norm and out_proj."""
+    combined = with_references(mamba_ssm, monkeypatch, groups)
+    torch.manual_seed(0)
+    layer = Mamba2(Mamba2Config(d_state=16, head_dim=16, n_groups=groups, chunk_size=8), 32)
+    with torch.no_grad():
+        for parameter in (layer.D, layer.norm.weight, layer.conv1d.bias):
+            parameter += 0.3 * torch.randn_like(parameter)
+
     x = torch.randn(2, 24, 32, requires_grad=True)
     theirs = combined.mamba_split_conv1d_scan_ref(
         layer.in_proj(x),

@@ -16,6 +16,11 @@ VOCABULARY = 257
 MASK = 257
 
 
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * weight
+
+
 def straight_line(w: dict[str, Tensor], ids: Tensor, sigma: Tensor, heads: int, sees: Tensor | None = None) -> Tensor:
     """Logits [B, L, rows] for ids [B, L] and sigma [B]. sees [L, L]: what a position attends to; positions count from 0
     again in the second half where that mask is twice as long as the text (BD3-LM's x_t beside x_0)."""
@@ -27,10 +32,6 @@ def straight_line(w: dict[str, Tensor], ids: Tensor, sigma: Tensor, heads: int, 
     x = w["vocab_embed.embedding"][ids]
     d, length = x.shape[2], x.shape[1]
     place = torch.arange(length) if sees is None else torch.arange(length) % (length // 2)
-
-    def norm(x: Tensor, weight: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-5) * weight
 
     def turned(x: Tensor) -> Tensor:  # [B, L, P]: channels i and i + P/2 are a complex number
         half = x.shape[-1] // 2
