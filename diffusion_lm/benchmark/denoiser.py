@@ -25,7 +25,7 @@ import torch
 from diffusion_lm.benchmark.measure import interleaved, surroundings
 from diffusion_lm.config import build, choice, config_class, variants
 from diffusion_lm.denoisers.base import Denoiser
-from diffusion_lm.errors import unknown
+from diffusion_lm.errors import UserError, unknown
 from diffusion_lm.files import atomic_path, write_json, write_text
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.sizing import fitted
@@ -98,16 +98,32 @@ def sizes(config: DenoiserTimesConfig) -> dict[str, Any]:
     return found
 
 
+def check(config: DenoiserTimesConfig) -> None:
+    """Raise `UserError` for a denoiser that d_model does not fit, and for one that no length is short enough for."""
+    for name in config.denoisers:
+        usual = config_class("denoisers", name)()
+        try:
+            with torch.device("meta"):  # no memory
+                build(usual, config.d_model)
+        except ValueError as error:
+            raise UserError(f"benchmark denoiser: d_model: got {config.d_model}: '{name}' refuses: {error}") from None
+        if not any(config.runs(usual, length) for length in config.lengths):
+            raise UserError(
+                f"benchmark denoiser: attention_limit: got {config.attention_limit}, which leaves '{name}' none of the "
+                f"lengths {', '.join(map(str, config.lengths))}; expected {min(config.lengths)} at least, or 0"
+            )
+
+
 def call(config: DenoiserTimesConfig, denoiser: Denoiser, length: int) -> Callable[[int], None]:
-    """What is timed: one call of a denoiser on random activations."""
+    """What is timed: one call of a denoiser, on random activations that are made here."""
     rows, precision = config.rows(length), PRECISION[config.precision]
     training = config.mode == "training"
+    generator = torch.Generator().manual_seed(length)
+    hidden = torch.randn(rows, length, config.d_model, generator=generator).to(config.device)
+    ids = torch.zeros(rows, length, dtype=torch.long, device=config.device)
+    noisy = Noisy(ids, torch.full((rows, 1), 0.5, dtype=torch.float64, device=config.device))
 
     def step(number: int) -> None:
-        generator = torch.Generator().manual_seed(number)
-        hidden = torch.randn(rows, length, config.d_model, generator=generator).to(config.device)
-        ids = torch.zeros(rows, length, dtype=torch.long, device=config.device)
-        noisy = Noisy(ids, torch.full((rows, 1), 0.5, dtype=torch.float64, device=config.device))
         with torch.set_grad_enabled(training), torch.autocast(config.device, precision, enabled=precision is not None):
             loss = denoiser(hidden, noisy).float().square().mean()
         if training:
@@ -118,7 +134,11 @@ def call(config: DenoiserTimesConfig, denoiser: Denoiser, length: int) -> Callab
 
 
 def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
-    """Seconds of every denoiser at every length, per token and relative to the first, and what they depend on."""
+    """Seconds of every denoiser at every length, per token and relative to the first, and what they depend on.
+
+    Raises `UserError` for what cannot be measured.
+    """
+    check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(0)
@@ -154,7 +174,7 @@ def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
         **surroundings(config.device),
         "load": [load, os.getloadavg()[0]],
         "times": times,
-        "growth": {name: _growth(times, name) for name in config.denoisers},
+        "growth": _growth(times, config.denoisers),
         "times_faster": {name: _times_faster(times, config.denoisers[0], name) for name in config.denoisers[1:]},
     }
 
@@ -174,10 +194,15 @@ def _per_token(times: list[dict[str, Any]], name: str) -> dict[int, float]:
     return {row["length"]: row["microseconds_per_token"] for row in times if row["denoiser"] == name}
 
 
-def _growth(times: list[dict[str, Any]], name: str) -> float:
-    """Time per token at the longest length over that at the shortest."""
-    own = _per_token(times, name)
-    return own[max(own)] / own[min(own)]
+def _growth(times: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, Any]:
+    """Time per token at the longest over that at the shortest of the lengths at which all denoisers were run; where
+    that is one length, or none, nothing is measured."""
+    own = {name: _per_token(times, name) for name in names}
+    common = sorted(set.intersection(*map(set, own.values())))
+    if len(common) < 2:
+        return {"lengths": common, "times": dict.fromkeys(names)}
+    first, last = common[0], common[-1]
+    return {"lengths": [first, last], "times": {name: value[last] / value[first] for name, value in own.items()}}
 
 
 def _times_faster(times: list[dict[str, Any]], first: str, name: str) -> dict[int, float]:
@@ -188,7 +213,7 @@ def _times_faster(times: list[dict[str, Any]], first: str, name: str) -> dict[in
 
 def table(found: dict[str, Any]) -> str:
     """The numbers, and in the first lines what they depend on."""
-    names = list(found["growth"])
+    names = list(found["growth"]["times"])
     others = list(found["times_faster"])
     sized = {row["denoiser"]: row for row in found["times"]}
     lines = [
@@ -209,8 +234,15 @@ def table(found: dict[str, Any]) -> str:
         ratios = [found["times_faster"][name].get(length) for name in others]
         cells = [f"{v:.1f}" if v else "not run" for v in own] + [f"{v:.2f}" if v else "" for v in ratios]
         lines.append(f"| {length:,} | " + " | ".join(cells) + " |")
-    growth = ", ".join(f"{name} {value:.2f}" for name, value in found["growth"].items())
-    return "\n".join([*lines, "", f"time per token, longest length over shortest: {growth}"])
+    return "\n".join([*lines, "", _said(found["growth"])])
+
+
+def _said(growth: dict[str, Any]) -> str:
+    if len(growth["lengths"]) < 2:
+        return "growth with the length: not measured, which takes two lengths at which all were run"
+    shortest, longest = growth["lengths"]
+    values = ", ".join(f"{name} {value:.2f}" for name, value in growth["times"].items())
+    return f"time per token at {longest:,} over that at {shortest:,}: {values}"
 
 
 def write(found: dict[str, Any], folder: Path) -> None:
@@ -231,7 +263,7 @@ def _draw(found: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name in found["growth"]:
+    for name in found["growth"]["times"]:
         own = _per_token(found["times"], name)
         axes.plot(list(own), list(own.values()), marker="o", label=name)
     lengths = sorted({row["length"] for row in found["times"]})

@@ -36,8 +36,33 @@ def test_times_are_per_token_and_ratios_are_to_the_first(found):
         assert row["microseconds_per_token"] == pytest.approx(1e6 * row["seconds"] / 128)
     one, other = rows["transformer", 32]["seconds"], rows["mamba", 32]["seconds"]
     assert found["times_faster"] == {"mamba": {32: pytest.approx(one / other)}}
-    assert found["growth"]["transformer"] == 1
-    assert found["growth"]["mamba"] == pytest.approx(rows["mamba", 128]["seconds"] / other)
+
+
+def test_growth_is_over_lengths_at_which_all_were_run(found):
+    assert found["growth"] == {"lengths": [32], "times": {"transformer": None, "mamba": None}}
+    assert denoiser.table(found).splitlines()[-1].startswith("growth with the length: not measured")
+    config = DenoiserTimesConfig(**{**TINY, "lengths": (128, 32, 64)}, attention_limit=64)
+    found = denoiser.measure(config)
+    token = {(row["denoiser"], row["length"]): row["microseconds_per_token"] for row in found["times"]}
+    times = {name: token[name, 64] / token[name, 32] for name in ("transformer", "mamba")}
+    assert found["growth"] == {"lengths": [32, 64], "times": pytest.approx(times)}
+    last = denoiser.table(found).splitlines()[-1]
+    assert last == (
+        f"time per token at 64 over that at 32: transformer {times['transformer']:.2f}, mamba {times['mamba']:.2f}"
+    )
+
+
+def test_inputs_are_made_outside_of_what_is_timed(monkeypatch):
+    config = DenoiserTimesConfig(**TINY, denoisers=("mamba",))
+    step = denoiser.call(config, denoiser.build(denoiser.sizes(config)["mamba"], config.d_model), 32)
+    for maker in ("randn", "zeros", "full"):
+        monkeypatch.delattr(torch, maker)
+    seen = []
+    monkeypatch.setattr(denoiser.Denoiser, "__call__", lambda self, *inputs: seen.append(inputs) or inputs[0])
+    step(0)
+    step(1)
+    (first, noisy), again = seen
+    assert first.shape == (4, 32, 128) and first is again[0] and noisy is again[1]
 
 
 def test_the_processors_clock_counts_where_it_is_asked_for():
@@ -85,6 +110,16 @@ def test_training_is_forward_and_backward():
         (["--lengths", "1024", "0"], "benchmark denoiser: lengths: got 0, expected at least 1"),
         (["--layers", "0"], "benchmark denoiser: layers: got 0, expected at least 1"),
         (["--denoisers", "transfomer"], "denoisers: no variant 'transfomer'; expected one of"),
+        (
+            ["--lengths", "64", "128", "--attention-limit", "32"],
+            "benchmark denoiser: attention_limit: got 32, which leaves 'transformer' none of the lengths 64, 128; "
+            "expected 64 at least, or 0",
+        ),
+        (
+            ["--denoisers", "mamba", "--d-model", "100"],
+            "benchmark denoiser: d_model: got 100: 'mamba' refuses: head_dim 64 and n_groups 1: expected expand",
+        ),
+        (["--d-model", "100"], "benchmark denoiser: d_model: got 100: 'transformer' refuses: head_dim: got 64"),
         (["--mode", "backward"], "argument --mode: invalid choice: 'backward'"),
     ],
 )
