@@ -89,7 +89,11 @@ def _describe(commands: Commands) -> list[argparse.ArgumentParser]:
     describe.add_argument("experiment")
     describe.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     describe.add_argument(
-        "--match", metavar="SIZE", help="size the denoiser: 240M, 0.5B, ... parameters without embeddings and head"
+        "--match",
+        metavar="SIZE",
+        help="size the denoiser: 240M, 0.5B, ... parameters without embeddings and head. "
+        "A hybrid comes in whole groups of blocks: one below about 12M needs shorter ones than the usual six "
+        "(denoiser.attention_every=2 at 7M, 1 at 1M)",
     )
     describe.add_argument(
         "--match-by",
