@@ -153,19 +153,8 @@ def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
     }
     wall = interleaved(steps, config.repeats, config.device, uncounted=0)
     busy = {case: statistics.median(values) for case, values in processor.items()}
-    counted = busy if config.clock == "processor" else wall
     times = [
-        {
-            "denoiser": name,
-            "n_layers": chosen[name].n_layers,
-            "mlp_width": chosen[name].width(config.d_model),
-            "parameters": chosen[name].parameters(config.d_model),
-            "length": length,
-            "rows": config.rows(length),
-            "seconds": wall[name, length],
-            "processor_seconds": busy[name, length],
-            "microseconds_per_token": 1e6 * counted[name, length] / (config.rows(length) * length),
-        }
+        _row(config, name, chosen[name], length, (wall[name, length], busy[name, length]))
         for name, length in cases
     ]
     return {
@@ -176,6 +165,24 @@ def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
         "times": times,
         "growth": _growth(times, config.denoisers),
         "times_faster": {name: _times_faster(times, config.denoisers[0], name) for name in config.denoisers[1:]},
+    }
+
+
+def _row(
+    config: DenoiserTimesConfig, name: str, chosen: Any, length: int, seconds: tuple[float, float]
+) -> dict[str, Any]:
+    """A line of times.csv. seconds: on the wall, of the processor."""
+    counted = seconds[config.clock == "processor"]
+    return {
+        "denoiser": name,
+        "n_layers": chosen.n_layers,
+        "mlp_width": chosen.width(config.d_model),
+        "parameters": chosen.parameters(config.d_model),
+        "length": length,
+        "rows": config.rows(length),
+        "seconds": seconds[0],
+        "processor_seconds": seconds[1],
+        "microseconds_per_token": 1e6 * counted / (config.rows(length) * length),
     }
 
 
