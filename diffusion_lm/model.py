@@ -28,6 +28,9 @@ from diffusion_lm.shapes import Float, Hidden, Int, Logits, Tensor, Tokens
 class ModelConfig:
     d_model: int = 256
     """Width of the residual stream, the same for every denoiser."""
+    token_std: float = 0.02
+    """Ids: standard deviation of the token vectors at the start. Branches without a gate (conditioning film, additive, none)
+    add to them from the first step on and drown small ones; 1 is a size that they do not."""
     embedding_dim: int = 16
     """Dimensions D of a Gaussian process's token embeddings."""
     normalise_embeddings: bool = True
@@ -48,6 +51,8 @@ class ModelConfig:
         for name in ("d_model", "embedding_dim", "pad_vocabulary_to"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not 0 < self.token_std < math.inf:
+            raise ValueError(f"token_std: got {self.token_std}, expected a positive number")
         if not 0 <= self.self_conditioning < 1:
             raise ValueError(
                 f"self_conditioning: got {self.self_conditioning}, expected 0 or more and less than 1: the rows that "
@@ -60,10 +65,10 @@ class ModelConfig:
             why = f"the states of process '{name_of(experiment.process)}' are ids; it is a key of Gaussian models"
             names = ("embedding_dim", "normalise_embeddings", "output_prior", "local_estimate")
             return {f"model.{name}": why for name in names}
-        objective = part_class(experiment.objective)
-        if READOUTS[objective.readout].over_tokens:
-            return {}
-        return {"model.output_prior": f"the last layer of objective '{name_of(experiment.objective)}' has no logits"}
+        dead = {"model.token_std": f"process '{name_of(experiment.process)}' starts with token vectors of norm sqrt(embedding_dim)"}
+        if not READOUTS[part_class(experiment.objective).readout].over_tokens:
+            dead["model.output_prior"] = f"the last layer of objective '{name_of(experiment.objective)}' has no logits"
+        return dead
 
     def check_readout(self, readout: str) -> None:
         """Refuse a tied head where there is no output per token to tie."""
@@ -86,7 +91,7 @@ class TokenLookup(nn.Module):
         super().__init__()
         self.symbols = process.symbols
         rows = padded(process.symbols, config.pad_vocabulary_to) if config.tie_head else process.symbols
-        self.weight = nn.Parameter(torch.randn(rows, config.d_model) * 0.02)
+        self.weight = nn.Parameter(torch.randn(rows, config.d_model) * config.token_std)
         self.begin = process.mask_id if process.shifted else None
 
     def table(self) -> Float[Tensor, "V D"]:

@@ -33,6 +33,7 @@ CASES = [
     (["objective=uniform"], "model.output_prior", "false", "the states of process 'uniform' are ids"),
     ([], "model.local_estimate", "false", "the states of process 'masked' are ids"),
     ([], "model.normalise_embeddings", "false", "the states of process 'masked' are ids"),
+    (["objective=gaussian"], "model.token_std", "1.0", "process 'gaussian' starts with token vectors of norm sqrt"),
     (LITERAL, "model.output_prior", "false", "the last layer of objective 'dimba_literal' has no logits"),
     (["prompt.fraction=0"], "prompt.kind", "spans", "with prompt.fraction 0 no prompt is drawn"),
     (["prompt.fraction=0"], "prompt.dropout", "0.5", "with prompt.fraction 0 no prompt is drawn"),

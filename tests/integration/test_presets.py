@@ -17,7 +17,7 @@ from diffusion_lm.lightning_module import build_model
 from diffusion_lm.noisy import Noisy
 
 SIZES = {"240m": 240 * 10**6, "0.5b": 500 * 10**6, "1.3b": 1300 * 10**6}
-ARMS, MATCHED = ("transformer", "mamba", "hybrid"), ("transformer", "mamba", "hybrid", "dimba")
+ARMS, MATCHED = ("transformer", "mamba", "hybrid"), ("transformer", "mamba", "hybrid", "dimba", "dimba_adaln")
 LENGTH, VOCABULARY = 1024, 50257
 CHANNELS, SINUSOIDS, STATE, HEAD = 128, 64, 128, 64
 PRESETS = [(size, arm) for size in SIZES for arm in ARMS]
