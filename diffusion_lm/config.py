@@ -1,8 +1,9 @@
 """Parts and their configs: the folder is the registry, the file's name is the part's name.
 
 A *part* is one file in one of the folders schedules, times, processes, objectives, samplers, denoisers, mixers,
-conditioning, kernels, attention_kernels, optimizers and lr_schedules. It holds one dataclass named ``<Something>Config`` and, beside it, the class ``<Something>`` that the
-config builds. Adding a file adds the variant; nothing else is edited.
+conditioning, kernels, attention_kernels, optimizers and lr_schedules. It holds one dataclass named
+``<Something>Config`` and, beside it, the class ``<Something>`` that the config builds. Adding a file adds the variant;
+nothing else is edited.
 
 A config is written in YAML as a tree of plain values. `merge` puts trees together, `from_tree` turns a tree into typed
 dataclasses (OmegaConf converts and checks the leaves), `to_tree` turns dataclasses into a tree again.

@@ -29,8 +29,8 @@ class ModelConfig:
     d_model: int = 256
     """Width of the residual stream, the same for every denoiser."""
     token_std: float = 0.02
-    """Ids: standard deviation of the token vectors at the start. Branches without a gate (conditioning film, additive, none)
-    add to them from the first step on and drown small ones; 1 is a size that they do not."""
+    """Ids: standard deviation of the token vectors at the start. Branches without a gate (conditioning film, additive,
+    none) add to them from the first step on and drown small ones; 1 is a size that they do not."""
     embedding_dim: int = 16
     """Dimensions D of a Gaussian process's token embeddings."""
     normalise_embeddings: bool = True
@@ -65,7 +65,8 @@ class ModelConfig:
             why = f"the states of process '{name_of(experiment.process)}' are ids; it is a key of Gaussian models"
             names = ("embedding_dim", "normalise_embeddings", "output_prior", "local_estimate")
             return {f"model.{name}": why for name in names}
-        dead = {"model.token_std": f"process '{name_of(experiment.process)}' starts with token vectors of norm sqrt(embedding_dim)"}
+        process = name_of(experiment.process)
+        dead = {"model.token_std": f"process '{process}' starts with token vectors of norm sqrt(embedding_dim)"}
         if not READOUTS[part_class(experiment.objective).readout].over_tokens:
             dead["model.output_prior"] = f"the last layer of objective '{name_of(experiment.objective)}' has no logits"
         return dead

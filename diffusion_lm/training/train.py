@@ -20,6 +20,7 @@ from diffusion_lm.experiment import ExperimentConfig, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.blocks import check_compiler, prepare_blocks
 from diffusion_lm.training.callbacks import Checkpoints, Stopped
+from diffusion_lm.training.failure import failing_once, refused_once
 from diffusion_lm.training.hparams import flat_hparams
 from diffusion_lm.training.result import finish, summary
 from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run, changes
@@ -85,7 +86,7 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
 
 def train(config: ExperimentConfig, run: Run) -> int:
     """Train until done or told to stop; returns the exit status: 0 finished, 75 interrupted, 3 pruned, 130 Ctrl-C."""
-    with quiet(), StopSignal() as stop:
+    with refused_once(config.training.devices * config.training.num_nodes), quiet(), StopSignal() as stop:
         module, info = prepare(config, run)
         with run.locked():
             result = run.result()
@@ -126,7 +127,7 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
         flush=True,
     )
     trainer.logger.log_hyperparams(flat_hparams(config), module.objective.headline)
-    with suppress(Stopped):
+    with failing_once(trainer), suppress(Stopped):
         trainer.fit(module, data, ckpt_path=run.checkpoint if resumed_at else None, weights_only=True)
         if training.steps not in run.reports():
             trainer.validate(module, data, verbose=False)
