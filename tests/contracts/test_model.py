@@ -147,7 +147,8 @@ def test_token_vectors_start_at_the_size_that_the_config_says(tools):
     process = tools.process_of("masked", "log_linear", 400)
     for size in (0.02, 1.0):
         torch.manual_seed(0)
-        model = DenoisingModel(ModelConfig(d_model=64, token_std=size), config_class("denoisers", "transformer")(n_layers=1), process)
+        denoiser = config_class("denoisers", "transformer")(n_layers=1)
+        model = DenoisingModel(ModelConfig(d_model=64, token_std=size), denoiser, process)
         weight = model.embed.weight.detach()
         assert abs(float(weight.std()) / size - 1) < 4 / (2 * weight.numel()) ** 0.5
     with pytest.raises(ValueError, match=r"token_std: got 0\.0, expected a positive number"):

@@ -1,0 +1,91 @@
+"""What ends a run of several devices is one line, once, from the first device that has it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = '''
+"""The command line, with an error in the third training step of the devices that BREAK names."""
+import os
+import sys
+
+from diffusion_lm import lightning_module
+from diffusion_lm.__main__ import main
+from diffusion_lm.errors import RunError, run_command
+
+kind, ranks = os.environ["BREAK"].split(":")
+Module = lightning_module.DiffusionModule
+inner, calls = Module.training_step, []
+
+
+def step(self, batch, index):
+    calls.append(index)
+    if len(calls) == 3 and str(self.global_rank) in ranks:
+        raise {"run": RunError, "bug": KeyError}[kind]("broken")
+    return inner(self, batch, index)
+
+
+Module.training_step = step
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
+'''
+
+
+def said(err):
+    """Lines on standard error, without those in which Lightning says that the devices have met."""
+    return [line for line in err.splitlines() if not line.startswith("Initializing distributed: ")]
+
+
+def together(strategy):
+    return ["training.devices=2", f"training.strategy={strategy}"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["training.step=3"], "error: training.step: unknown key 'step'; "),
+        (["seed=7"], "error: run was started with another config (seed: "),
+    ],
+    ids=["read", "checked"],
+)
+def test_a_refusal(place, overrides, text):
+    place.train("run", "training.steps=1")
+    done = place.command("train", "tiny.yaml", "run=run", "training.steps=1", *overrides, *together("ddp"), world=2)
+    assert done.code == 2
+    assert len(said(done.err)) == 1 and done.err.startswith(text), done.err
+    assert not done.out
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_training_that_diverges(place, strategy):
+    fast = ["training.lr=1e30", "training.grad_clip=0", "training.warmup_steps=0"]
+    done = place.train("run", *fast, *together(strategy), world=2, status=1)
+    (line,) = said(done.err)
+    assert line.startswith("error: tiny: the bound is no number at step 4, training has diverged; ")
+
+
+def test_a_full_disk(place):
+    """The first device alone writes checkpoints; the other loses contact with it."""
+    done = place.train("run", *together("fsdp"), world=2, status=1, limit=50_000)
+    (line,) = said(done.err)
+    assert line.startswith("error: run: File too large; make room, ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["0", "1", "01"])
+@pytest.mark.parametrize("kind", ["run", "bug"])
+def test_devices_that_the_command_starts(place, kind, ranks):
+    """As a person types it. Whoever fails, nobody else is heard, and no process is left behind."""
+    (place.folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", "train", "tiny.yaml", "run=run", *together("fsdp")]
+    environment = {**os.environ, "PYTHONPATH": str(place.root), "BREAK": f"{kind}:{ranks}"}
+    # the pipes are open until the last process has ended
+    done = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    lines = said(done.stderr)
+    if kind == "run":
+        assert lines == ["error: broken"]
+    else:
+        assert [line for line in lines if "Error: " in line] == [f"[rank{lines[0][5]}]: KeyError: 'broken'"], lines
