@@ -154,8 +154,7 @@ def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
     wall = interleaved(steps, config.repeats, config.device, uncounted=0)
     busy = {case: statistics.median(values) for case, values in processor.items()}
     times = [
-        _row(config, name, chosen[name], length, (wall[name, length], busy[name, length]))
-        for name, length in cases
+        _row(config, name, chosen[name], length, (wall[name, length], busy[name, length])) for name, length in cases
     ]
     return {
         "benchmark": "denoiser",
