@@ -29,8 +29,7 @@ class ModelConfig:
     d_model: int = 256
     """Width of the residual stream, the same for every denoiser."""
     token_std: float = 0.02
-    """Ids: standard deviation of the token vectors at the start. Branches without a gate (conditioning film, additive,
-    none) add to them from the first step on and drown small ones; 1 is a size that they do not."""
+    """Ids: standard deviation of the token vectors at the start."""
     embedding_dim: int = 16
     """Dimensions D of a Gaussian process's token embeddings."""
     normalise_embeddings: bool = True
