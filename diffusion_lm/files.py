@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +16,33 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.fchmod(handle, 0o666 & ~_umask())
+    os.fchmod(handle, 0o666 & ~umask())
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
-        _fsync(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A folder beside `path`, which must not be there, that takes its name when the block ends without an error."""
+    path, place = Path(path).absolute(), None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+        place.chmod(0o777 & ~umask())
+        yield place
+        fsync(place)
+        os.rename(place, path)
+        fsync(path.parent)
+    finally:
+        if place is not None and place.exists():
+            shutil.rmtree(place)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -38,13 +56,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _umask() -> int:
+def umask() -> int:
+    """What a new file's permissions leave out."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have a file, or a folder's names, on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -16,13 +16,13 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffusion_lm.benchmark.measure import interleaved, surroundings
+from diffusion_lm.benchmark.measure import PRECISION, check_settings, interleaved, surroundings
 from diffusion_lm.config import build, choice, config_class, variants
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.errors import UserError, unknown
@@ -30,7 +30,6 @@ from diffusion_lm.files import atomic_path, write_json, write_text
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.sizing import fitted
 
-PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
 MLP_UNIT = 8
 COLUMNS = (
     *("denoiser", "n_layers", "mlp_width", "parameters", "length", "rows"),
@@ -60,16 +59,10 @@ class DenoiserTimesConfig:
     device: str = choice("cpu", "cuda")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name in ("threads", "attention_limit") else 1
-            for number in value if field.name == "lengths" else [value]:
-                if isinstance(number, int) and number < least:
-                    raise ValueError(f"{field.name}: got {number}, expected at least {least}")
+        check_settings(self, "attention_limit")
         for name in self.denoisers:
             if name not in variants("denoisers"):
                 raise unknown("denoisers: no variant", name, variants("denoisers"))
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: got cuda, but torch finds no GPU here; choose cpu")
         if self.device == "cuda" and self.clock == "processor":
             raise ValueError("clock: got processor, which does not see the GPU's time; choose wall")
 

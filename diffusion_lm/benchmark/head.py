@@ -8,21 +8,26 @@ parameters.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from diffusion_lm.benchmark.measure import PeakMemory, in_own_process, interleaved, surroundings
+from diffusion_lm.benchmark.measure import (
+    PRECISION,
+    PeakMemory,
+    check_settings,
+    in_own_process,
+    interleaved,
+    surroundings,
+)
 from diffusion_lm.config import build, choice, config_class
 from diffusion_lm.model import DenoisingModel, ModelConfig
 from diffusion_lm.noisy import Batch, Corrupted, Noisy
 from diffusion_lm.objectives.base import Objective, TrainingNoise, cross_entropy
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.shapes import Float, Int, Tensor, Tokens
-
-PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,12 +45,7 @@ class HeadConfig:
     device: str = choice("cpu", "cuda")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "threads" else 1
-            if isinstance(value, int) and value < least:
-                raise ValueError(f"{field.name}: got {value}, expected at least {least}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: got cuda, but torch finds no GPU here; choose cpu")
+        check_settings(self)
 
 
 class AllRows(DenoisingModel):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,21 @@ import torch
 from diffusion_lm.errors import RunError
 
 _STATUS = Path("/proc/self/status")
+
+
+PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
+"""What autocast is told."""
+
+
+def check_settings(config: Any, *may_be_zero: str) -> None:
+    """Refuse numbers below 1 (0 for `threads` and those named), and a GPU that is not there."""
+    for field in fields(config):
+        value, least = getattr(config, field.name), 0 if field.name in ("threads", *may_be_zero) else 1
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number < least:
+                raise ValueError(f"{field.name}: got {number}, expected at least {least}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: got cuda, but torch finds no GPU here; choose cpu")
 
 
 def interleaved(

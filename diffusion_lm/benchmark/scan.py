@@ -8,7 +8,7 @@ the same with the norms and the MLP of a residual block around them. Everything 
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion_lm.benchmark.measure import interleaved, surroundings
+from diffusion_lm.benchmark.measure import check_settings, interleaved, surroundings
 from diffusion_lm.config import build, choice, config_class
 from diffusion_lm.kernels.base import kernel_class
 from diffusion_lm.layers.norm import rms_norm
@@ -50,12 +50,7 @@ class ScanConfig:
     device: str = choice("cpu", "cuda")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name == "threads" else 1
-            if isinstance(value, int) and value < least:
-                raise ValueError(f"{field.name}: got {value}, expected at least {least}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device: got cuda, but torch finds no GPU here; choose cpu")
+        check_settings(self)
         reason = kernel_class(self.kernel).missing(self.device)
         if reason:
             raise ValueError(f"kernel: got {self.kernel}, but {reason}")

@@ -7,8 +7,6 @@ data, steps, bound, where they come from) and README.md, a card for people. The 
 import errno
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from diffusion_lm.data.info import DatasetInfo, data_facts
 from diffusion_lm.data.manifest import DATASET_FILE
 from diffusion_lm.errors import RunError, UserError
 from diffusion_lm.experiment import EXPORTED, ExperimentConfig, load, save, with_kernels
-from diffusion_lm.files import write_json, write_text
+from diffusion_lm.files import atomic_folder, fsync, umask, write_json, write_text
 from diffusion_lm.lightning_module import build_model
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.shapes import Tensor
@@ -114,8 +112,8 @@ def write_folder(folder: str | Path, found: Pretrained, command: str) -> dict[st
             save_file(state, place / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
             raise _full(folder, str(error)) from None
-        os.chmod(place / WEIGHTS, 0o666 & ~_umask())
-        _fsync(place / WEIGHTS)
+        os.chmod(place / WEIGHTS, 0o666 & ~umask())
+        fsync(place / WEIGHTS)
         save(found.config, place / EXPORTED)
         write_text(place / CARD, card(found.config, facts))
         write_json(place / FACTS, facts)
@@ -163,38 +161,15 @@ def _untied(state: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, Tens
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name when the block ends without an error, and goes when it does not."""
-    place = None
+    """`atomic_folder`, whose errors name --out."""
     try:
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(dir=folder.absolute().parent, prefix=f".{folder.name}.", suffix=".tmp"))
-        os.chmod(place, 0o777 & ~_umask())
-        yield place
-        _fsync(place)
-        os.rename(place, folder)
-        _fsync(folder.absolute().parent)
+        with atomic_folder(folder) as place:
+            yield place
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _full(folder, error.strerror) from None
         raise UserError(f"--out {folder}: cannot be written ({error.strerror}); give another folder") from None
-    finally:
-        if place is not None and place.exists():
-            shutil.rmtree(place)
 
 
 def _full(folder: Path, why: str) -> RunError:
     return RunError(f"--out {folder}: the weights could not be written ({why}); make room, then repeat the command")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
