@@ -6,69 +6,41 @@ learned diagonal for one's own. One in_proj, a centred convolution, a gated RMSN
 are those of the authors' code.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_lm.kernels.base import kernel_choice, kernel_class
+from diffusion_lm.kernels.base import kernel_class
 from diffusion_lm.layers.convolution import convolve
 from diffusion_lm.layers.norm import GatedRMSNorm
-from diffusion_lm.layers.steps import check_steps, start_steps, steps
-from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
+from diffusion_lm.layers.state_space import StateSpaceConfig
+from diffusion_lm.layers.steps import start_steps, steps
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, SequenceMixer
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Hidden, Segment, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
-class HydraConfig(MixerConfig):
-    d_state: int = 64
-    """State size N."""
-    expand: int = 2
-    """Inner width over d_model."""
-    head_dim: int = 64
-    """Channels per head P; expand * d_model must be a multiple of it."""
-    n_groups: int = 1
-    """Groups of heads that share B and C."""
+class HydraConfig(StateSpaceConfig):
     d_conv: int = 7
     """Width of the centred convolution, odd."""
-    chunk_size: int = 64
-    """Positions per chunk of the scan; changes speed, not results."""
     norm_before_gate: bool = True
     """Norm, then gate, instead of the norm of what is gated."""
-    bias: bool = False
-    """Biases in in_proj and out_proj."""
-    conv_bias: bool = True
-    """Biases in the convolution."""
-    dt_min: float = 0.001
-    """Steps start log-uniformly between this one..."""
-    dt_max: float = 0.1
-    """...and this one."""
-    dt_init_floor: float = 1e-4
-    """No step starts below it."""
-    dt_limit: tuple[float, float] = (0.0, math.inf)
-    """Steps are kept within these bounds."""
-    kernel: str = kernel_choice()
-    """Scan implementation: a file of kernels/, or auto by device."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "d_state", "expand", "head_dim", "n_groups", "d_conv", "chunk_size")
-        check_steps(self)
+        StateSpaceConfig.__post_init__(self)
         if self.d_conv % 2 == 0:
             raise ValueError(f"d_conv: got {self.d_conv}, expected an odd number, since the convolution is centred")
 
     def is_causal(self) -> bool:
         return False
 
-    def family(self) -> str:
-        return "mamba"
-
     def widths(self, d_model: int) -> tuple[int, int, int]:
         """Widths of z, of what is convolved, of dt."""
         inner = self.expand * d_model
-        return inner, inner + 4 * self.n_groups * self.d_state, 2 * (inner // self.head_dim)
+        return inner, inner + 4 * self.n_groups * self.d_state, 2 * self.heads(d_model)
 
     def parameters(self, d_model: int) -> int:
         inner, convolved, dt = self.widths(d_model)
@@ -77,11 +49,9 @@ class HydraConfig(MixerConfig):
         return projections + convolved * (self.d_conv + self.conv_bias) + inner * heads + 3 * heads + inner
 
     def flops_per_token(self, d_model: int, length: int) -> int:
-        (inner, _, dt), chunk = self.widths(d_model), min(self.chunk_size, length)
+        inner, _, dt = self.widths(d_model)
         projections = 2 * d_model * (sum(self.widths(d_model)) + inner) + inner * dt
-        within = 2 * chunk * (self.n_groups * self.d_state + inner)
-        between = 4 * self.d_state * inner if length > chunk else 0
-        return projections + 2 * (within + between)
+        return projections + 2 * self.scan_flops(d_model, length)
 
 
 class Hydra(SequenceMixer):
@@ -89,13 +59,9 @@ class Hydra(SequenceMixer):
 
     def __init__(self, config: HydraConfig, d_model: int) -> None:
         super().__init__(config, d_model)
+        config.check_heads(d_model)
         self.widths = inner, convolved, dt = config.widths(d_model)
         self.heads, self.state = dt // 2, config.n_groups * config.d_state
-        if self.heads * config.head_dim != inner or self.heads % config.n_groups:
-            raise ValueError(
-                f"head_dim {config.head_dim} and n_groups {config.n_groups}: expected expand * d_model = {inner} "
-                "to be a multiple of head_dim, and the number of heads of n_groups"
-            )
         self.kernel = kernel_class("torch" if config.kernel == "auto" else config.kernel)()
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=config.bias)
         self.conv1d = nn.Conv1d(

@@ -14,57 +14,29 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_lm.kernels.base import InnerLayer, kernel_choice, kernel_class, runs_of
+from diffusion_lm.kernels.base import InnerLayer, kernel_class, runs_of
 from diffusion_lm.layers.convolution import convolve
 from diffusion_lm.layers.norm import GatedRMSNorm
-from diffusion_lm.layers.steps import check_steps, start_steps, steps
-from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
+from diffusion_lm.layers.state_space import StateSpaceConfig
+from diffusion_lm.layers.steps import start_steps, steps
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, SequenceMixer
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Hidden, Int, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
-class Mamba2Config(MixerConfig):
-    d_state: int = 64
-    """State size N."""
-    expand: int = 2
-    """Inner width over d_model."""
-    head_dim: int = 64
-    """Channels per head P; expand * d_model must be a multiple of it."""
-    n_groups: int = 1
-    """Groups of heads that share B and C."""
-    d_conv: int = 4
-    """Width of the causal convolution."""
+class Mamba2Config(StateSpaceConfig):
     conv_init: float = 0.0
     """The convolution's weights start uniformly between -conv_init and conv_init; 0: where torch's Conv1d starts."""
-    chunk_size: int = 64
-    """Positions per chunk of the scan; changes speed, not results."""
     rmsnorm: bool = True
     """A gated RMSNorm before out_proj; without it the gate alone."""
-    norm_before_gate: bool = False
-    """Norm, then gate, instead of the norm of what is gated."""
     D_has_hdim: bool = False
     """A skip weight per channel instead of one per head."""
-    bias: bool = False
-    """Biases in in_proj and out_proj."""
-    conv_bias: bool = True
-    """Biases in the convolution."""
-    dt_min: float = 0.001
-    """Steps start log-uniformly between this one..."""
-    dt_max: float = 0.1
-    """...and this one."""
-    dt_init_floor: float = 1e-4
-    """No step starts below it."""
-    dt_limit: tuple[float, float] = (0.0, math.inf)
-    """Steps are kept within these bounds."""
     A_init_range: tuple[float, float] = (1.0, 16.0)
     """-A starts uniformly between these."""
-    kernel: str = kernel_choice()
-    """Scan implementation: a file of kernels/, or auto by device."""
 
     def __post_init__(self) -> None:
-        check_sizes(self, "d_state", "expand", "head_dim", "n_groups", "d_conv", "chunk_size")
-        check_steps(self)
+        StateSpaceConfig.__post_init__(self)
         low, high = self.A_init_range
         if not 0 < low <= high < math.inf:
             raise ValueError(f"A_init_range: got {low}, {high}, expected two numbers above 0, the second no less")
@@ -75,13 +47,6 @@ class Mamba2Config(MixerConfig):
 
     def is_causal(self) -> bool:
         return True
-
-    def family(self) -> str:
-        return "mamba"
-
-    def heads(self, d_model: int) -> int:
-        """Number of heads."""
-        return self.expand * d_model // self.head_dim
 
     def projections(self, d_model: int) -> int:
         inner, biases = self.expand * d_model, self.bias * (self._projected(d_model) + d_model)
@@ -98,10 +63,7 @@ class Mamba2Config(MixerConfig):
         return self.projections(d_model) + own
 
     def flops_per_token(self, d_model: int, length: int) -> int:
-        inner, chunk = self.expand * d_model, min(self.chunk_size, length)
-        within = 2 * chunk * (self.n_groups * self.d_state + inner)
-        between = 4 * self.d_state * inner if length > chunk else 0
-        return sum(self.projection_flops(d_model)) + within + between
+        return sum(self.projection_flops(d_model)) + self.scan_flops(d_model, length)
 
     def _projected(self, d_model: int) -> int:
         """Width of what in_proj gives."""
@@ -131,12 +93,8 @@ class Mamba2(SequenceMixer):
 
     def __init__(self, config: Mamba2Config, d_model: int) -> None:
         super().__init__(config, d_model)
+        config.check_heads(d_model)
         inner, heads = config.expand * d_model, config.heads(d_model)
-        if heads * config.head_dim != inner or heads % config.n_groups:
-            raise ValueError(
-                f"head_dim {config.head_dim} and n_groups {config.n_groups}: expected expand * d_model = {inner} "
-                "to be a multiple of head_dim, and the number of heads of n_groups"
-            )
         self.inner, self.heads = inner, heads
         self.state = config.n_groups * config.d_state
         convolved = inner + 2 * self.state
