@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 
 def said(err):
-    """Lines on standard error, without Lightning's that the devices have met, and DDP's hint about unused parameters."""
+    """Lines on standard error without the usual two: that the devices have met, and DDP's hint about unused ones."""
     usual = ("Initializing distributed: ", "find_unused_parameters=True was specified in DDP")
     return [line for line in err.splitlines() if not any(text in line for text in usual)]
 
