@@ -40,9 +40,9 @@ def test_the_checkpoint_holds_every_average_and_muons_state(shared):
 
 def test_what_a_zero_multiplies_stands_still(shared):
     shared.train("frozen", *MUON, "training.lr_multipliers={embed: 0, denoiser.stack: 1}")
-    shared.train("short", *MUON, "training.lr_multipliers={embed: 0, denoiser.stack: 1}", "training.steps=6",
+    shared.train("frozen-short", *MUON, "training.lr_multipliers={embed: 0, denoiser.stack: 1}", "training.steps=6",
                  "training.warmup_steps=0")  # fmt: skip
-    frozen, short = (shared.checkpoint(run)["current_model_state"] for run in ("frozen", "short"))
+    frozen, short = (shared.checkpoint(run)["current_model_state"] for run in ("frozen", "frozen-short"))
     moved = {name for name in frozen if not torch.equal(frozen[name], short[name])}
     assert "model.embed.weight" not in moved
     assert "model.head.weight" in moved
