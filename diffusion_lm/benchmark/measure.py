@@ -29,7 +29,7 @@ def check_settings(config: Any, *may_be_zero: str) -> None:
     """Refuse numbers below 1 (0 for `threads` and those named), and a GPU that is not there."""
     for field in fields(config):
         value, least = getattr(config, field.name), 0 if field.name in ("threads", *may_be_zero) else 1
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int) and number < least:
                 raise ValueError(f"{field.name}: got {number}, expected at least {least}")
     if config.device == "cuda" and not torch.cuda.is_available():

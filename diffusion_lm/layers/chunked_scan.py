@@ -19,7 +19,7 @@ from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Tensor
 
 SLICE = 1 << 19
-"""Numbers of size [Q, Q] that are made at once on a CPU."""
+"""Numbers of size [Q, Q] that are made at once by each thread of a CPU."""
 
 
 class Plan(NamedTuple):
@@ -223,7 +223,7 @@ class _Parts:
         rows, _, chunk, heads, _ = self.tensors[0].shape
         if self.tensors[0].device.type != "cpu":
             return [slice(None)]
-        size = max(1, SLICE // (rows * heads * chunk**2))
+        size = max(1, SLICE * torch.get_num_threads() // (rows * heads * chunk**2))
         found = [slice(k, k + size) for k in range(0, self.chunks, size)]
         return found[::-1] if backwards else found
 
