@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lm.backends import backend_folder, choose_backend
+from diffusion_lm.block_pairings import check_blocks
+from diffusion_lm.blockwise import objective_of
 from diffusion_lm.config import (
     build,
     config_class,
@@ -62,6 +64,8 @@ class ExperimentConfig:
     times: Any = part("times", "stratified")
     """How the times of training are drawn."""
     sampler: Any = part("samplers", "ancestral")
+    block_size: int = 0
+    """Tokens of a block: blocks come left to right, diffusion works inside them. 0: the text is one block."""
     prompt: PromptConfig = field(default_factory=PromptConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -73,7 +77,9 @@ class ExperimentConfig:
         if self.schedule == "auto":
             self.schedule = config_class("schedules", objective.default_schedule)()
         _check_pairings(self)
-        build(self.times).check(self.training.batch_size)
+        if self.block_size:
+            check_blocks(self)
+        build(self.times).check(self.training.batch_size * (self.data.length // (self.block_size or self.data.length)))
         if not self.name or Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             raise ValueError(
                 f"name: got '{self.name}', expected a name, which may have folders: runs/NAME is the run's"
@@ -177,7 +183,9 @@ def _check_times(config: ExperimentConfig) -> None:
     noise = TrainingNoise(config.seed, config.training.batch_size, build(config.times))
     try:
         process = build(config.process, build(config.schedule), 2)
-        build(config.objective, process, config.prompt, noise).check()
+        objective_of(
+            config.objective, process, config.prompt, noise, config.block_size, config.data.length
+        ).check()
     except ValueError as error:
         raise UserError(f"{config.name}: {error}") from None
 

@@ -7,6 +7,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from diffusion_lm.blockwise import objective_of
 from diffusion_lm.config import build, part_class, to_tree
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.errors import RunError, UserError
@@ -41,7 +42,8 @@ class DiffusionModule(lightning.LightningModule):
         self.bytes_per_token = data.bytes_per_token
         self.model = build_model(config, data.vocab_size)
         noise = TrainingNoise(config.seed, config.training.batch_size, build(config.times))
-        self.objective = build(config.objective, self.model.process, config.prompt, noise)
+        sizes = (config.block_size, config.data.length)
+        self.objective = objective_of(config.objective, self.model.process, config.prompt, noise, *sizes)
         self.scalars: list[dict[str, Tensor]] = []  # of this step's forward passes, for the callback that logs them
         self.grad_norm: Tensor | None = None
         self._bounds: list[Bound] = []

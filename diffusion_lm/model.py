@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion_lm.blocks import fold
+from diffusion_lm.cache import Cache, CacheUse, Committing, Prefilling
 from diffusion_lm.config import build, name_of, part_class
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.documents import begins
@@ -21,7 +23,7 @@ from diffusion_lm.noisy import Noisy
 from diffusion_lm.precision import wide
 from diffusion_lm.processes.base import Process
 from diffusion_lm.readouts import READOUTS, Readout
-from diffusion_lm.shapes import Float, Hidden, Int, Logits, Tensor, Tokens
+from diffusion_lm.shapes import Bool, Float, Hidden, Int, Logits, Tensor, Tokens
 
 
 @dataclass(kw_only=True, slots=True)
@@ -223,12 +225,39 @@ class DenoisingModel(nn.Module):
         """What the denoiser says, before the last norm, and the state's own evidence of its tokens."""
         bias = self.head.bias if self.readout.over_tokens else self.head.bias.new_zeros(self.vocabulary)
         hidden, evidence = self.embed(noisy, bias[: self.vocabulary])
+        clean = None if noisy.blocks is None else self._clean(noisy.blocks.tokens)
         if noisy.answer is not None:
             clean = replace(noisy, x=noisy.answer, noise_level=torch.zeros_like(noisy.noise_level))
             noisy = replace(noisy, answer=self.embed(clean, bias[: self.vocabulary])[0])
         if noisy.given is not None and not self.process.shifted:  # there every prefix is a prompt
             hidden = hidden + noisy.given.unsqueeze(-1) * self.given
-        return self.denoiser(hidden, noisy), evidence
+        if clean is None:
+            return self.denoiser(hidden, noisy), evidence
+        both = self.denoiser(torch.cat((clean, hidden)), _beside_clean(noisy))
+        return both[len(clean) :], evidence
+
+    def _clean(self, tokens: Tokens) -> Hidden:
+        """The trunk's input for clean tokens, at noise level 0."""
+        level = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)
+        bias = self.head.bias if self.readout.over_tokens else self.head.bias.new_zeros(self.vocabulary)
+        return self.embed(Noisy(self.process.encode(tokens, self.table()), level), bias[: self.vocabulary])[0]
+
+    def prefill(self, tokens: Tokens, lengths: Int[Tensor, "B"], block_size: int) -> Cache:
+        """The cache of the first `lengths` tokens of some texts, whole blocks of them, in one pass. [B, T]"""
+        rows, keep = fold(tokens, block_size), lengths // block_size
+        use = Prefilling(count=tokens.shape[1] // block_size, keep=keep)
+        self._take_in(rows, use)
+        return use.result(block_size)
+
+    def commit(self, block: Tokens, cache: Cache, rows: Bool[Tensor, "B"] | None = None) -> Cache:
+        """The cache with a clean block [B, S] in the rows that are named (None: in all of them)."""
+        use = Committing(cache=cache, rows=rows)
+        self._take_in(block, use)
+        return use.result(block.shape[1])
+
+    def _take_in(self, tokens: Tokens, use: CacheUse) -> None:
+        level = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)
+        self.denoiser(self._clean(tokens), Noisy(tokens, level, cache=use))
 
     def _read_out(self, hidden: Hidden) -> Logits:
         """Logits, float32 or better."""
@@ -257,6 +286,14 @@ class DenoisingModel(nn.Module):
         sides = {id(p): p for part in (self.embed, self.head) for p in part.parameters() if id(p) not in learned}
         outside = sum(p.numel() for p in sides.values())
         return {"total": total, "embedding": outside, "non_embedding": total - outside}
+
+
+def _beside_clean(noisy: Noisy) -> Noisy:
+    """What the trunk is told of clean rows, at noise level 0, followed by as many noisy ones."""
+    level, given = noisy.noise_level, noisy.given
+    level = torch.cat((torch.zeros_like(level), level))
+    given = None if given is None else torch.cat((torch.zeros_like(given), given))
+    return Noisy(torch.cat((noisy.x, noisy.x)), level, given, blocks=noisy.blocks)
 
 
 def head_outputs(config: ModelConfig, process: Process, readout: str) -> int:

@@ -5,19 +5,35 @@ from typing import Any
 
 import torch
 
+from diffusion_lm.blocks import Blocks
+from diffusion_lm.mixers.base import BlockContext, Context
 from diffusion_lm.shapes import Bool, Float, Given, Hidden, Int, Positions, Rows, Segment, State, Tensor, Times, Tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What rows are part of. segment: the document of each position [B, L], 0 for padding, where packed documents are
+    not to see each other; None where a row is one text. blocks: the clean texts that the rows are blocks of (training).
+    """
+
+    segment: Segment | None = None
+    blocks: Blocks | None = None
+
+    def surroundings(self) -> dict[str, Any]:
+        """The same, for another batch of these rows."""
+        return {"segment": self.segment, "blocks": self.blocks}
+
+
 @dataclass(frozen=True)
-class Noisy:
+class Noisy(Surroundings):
     """A corrupted batch.
 
     x: ids [B, L] or embedded tokens [B, L, D]. noise_level: [B, N], one number in [0, 1] per row (N = 1) or per block
     of L / N positions. given: clean positions that are not to be predicted [B, L], whose noise level is 0; None when
     nothing is given. self_condition: an earlier estimate of x_0 [B, L, D] (Gaussian); None where there is none yet.
     answer: x_0 itself [B, L, D], which a prompt encoder is shown in training where prompts leak (DIMBA's literal form);
-    a denoiser gets it embedded as the text is. None otherwise. segment: the document of each position [B, L], 0 for
-    padding, where packed documents are not to see each other; None where a row is one text.
+    a denoiser gets it embedded as the text is. None otherwise. cache: what has become of the blocks before this one
+    (generation). Of segment, blocks and cache there is one at most.
     """
 
     x: State
@@ -25,19 +41,22 @@ class Noisy:
     given: Given | None = None
     self_condition: Hidden | None = None
     answer: Float[Tensor, "B L C"] | None = None
-    segment: Segment | None = None
+    cache: Context | None = None
+
+
+def context_of(noisy: Noisy) -> Context:
+    """How a trunk's mixers are called for it."""
+    if noisy.cache is not None:
+        return noisy.cache
+    return Context(noisy.segment) if noisy.blocks is None else BlockContext(count=noisy.blocks.count)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A batch of text. tokens: [B, L]; position: [B], the rows' places in the training order, keys of their noise.
-
-    segment: as in `Noisy`.
-    """
+class Batch(Surroundings):
+    """A batch of text. tokens: [B, L]; position: [B], the rows' places in the training order, keys of their noise."""
 
     tokens: Tokens
     position: Positions
-    segment: Segment | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on another device."""
@@ -45,7 +64,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Corrupted:
+class Corrupted(Surroundings):
     """A batch of text with the noise that training draws for it on the host.
 
     x_t: corrupted ids [B, L]; t: times [B, 1]; weight: 1 / density of t [B, 1]; given: clean positions [B, L] or None.
@@ -60,7 +79,6 @@ class Corrupted:
     given: Given | None
     rows: Int[Tensor, "R"]
     count: Rows
-    segment: Segment | None = None
 
     def to(self, device: torch.device | str) -> "Corrupted":
         """The batch on another device."""

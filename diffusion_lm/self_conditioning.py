@@ -25,8 +25,10 @@ def with_own_estimate(model: DenoisingModel, noisy: Noisy, training: Noise | Non
     rows = torch.ones(len(noisy.x), dtype=torch.bool, device=noisy.x.device)
     if training is not None:
         rows = training.uniform(Stream.SELF_CONDITION, 1).squeeze(1) < model.self_conditioning
-    # with no row to show it to, one row all the same: devices that hold shares of a block gather it together
+    # with no row to show it to, one row all the same: devices that hold shares of a block gather it together; blocks of
+    # texts come whole
     asked = rows if rows.any() else torch.arange(len(rows), device=rows.device) < 1
+    asked = asked if noisy.blocks is None else torch.ones_like(rows)
     with torch.no_grad():
         said = model(_rows(noisy, asked)).estimate(model.table())
     estimate = torch.zeros_like(noisy.x)
@@ -36,4 +38,4 @@ def with_own_estimate(model: DenoisingModel, noisy: Noisy, training: Noise | Non
 
 def _rows(noisy: Noisy, rows: Bool[Tensor, "B"]) -> Noisy:
     given, segment = (None if value is None else value[rows] for value in (noisy.given, noisy.segment))
-    return Noisy(noisy.x[rows], noisy.noise_level[rows], given, segment=segment)
+    return Noisy(noisy.x[rows], noisy.noise_level[rows], given, segment=segment, blocks=noisy.blocks)

@@ -1,6 +1,8 @@
 """What the objectives of a Gaussian process share: states drawn at a log-SNR, and the one call of the network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from diffusion_lm.prompts import draw_given
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Readout
 from diffusion_lm.self_conditioning import with_own_estimate
-from diffusion_lm.shapes import Bool, Float, Given, Hidden, Rows, Segment, Tensor, Times
+from diffusion_lm.shapes import Bool, Float, Given, Hidden, Rows, Tensor, Times
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,17 @@ class GaussianObjective(Objective):
         *,
         answer: Hidden | None = None,
         evaluation: bool = False,
-        segment: Segment | None = None,
+        beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> Readout:
         """What the network says of x_0 from a state drawn at that log-SNR.
 
-        A self-conditioned one sees its own first estimate in a share of the rows, in `evaluation` in all of them.
+        `beside`: the batch's surroundings. A self-conditioned network sees its own first estimate in a share of the
+        rows, in `evaluation` in all of them.
         """
         x_t = self.process.marginal_at(x_0, log_snr).sample(noise)
         if given is not None:
             x_t = torch.where(given.unsqueeze(-1), x_0, x_t)
-        noisy = Noisy(x_t, self.process.level_of(log_snr), given, answer=answer, segment=segment)
+        noisy = Noisy(x_t, self.process.level_of(log_snr), given, answer=answer, **beside)
         return model(with_own_estimate(model, noisy, None if evaluation else noise))
 
     def _recoverable(self, table: Float[Tensor, "V D"], log_snr: Times) -> Float[Tensor, ""]:

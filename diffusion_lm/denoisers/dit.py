@@ -14,8 +14,8 @@ from diffusion_lm.config import choice, name_of, part
 from diffusion_lm.denoisers.base import DenoiserConfig
 from diffusion_lm.layers.norm import NORMS
 from diffusion_lm.layers.trunk import Trunk
-from diffusion_lm.mixers.base import Context, MixerConfig
-from diffusion_lm.noisy import Noisy
+from diffusion_lm.mixers.base import MixerConfig
+from diffusion_lm.noisy import Noisy, context_of
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Hidden
 
@@ -62,6 +62,6 @@ class Dit(Trunk):
 
     def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
         signal = self.conditioning.signal(noisy)
-        hidden = self.stack(wide(hidden), signal, Context(noisy.segment))
+        hidden = self.stack(wide(hidden), signal, context_of(noisy))
         shift, scale = self.modulation.values(signal, hidden.shape[1])
         return self.norm(hidden) * (1 + scale) + shift

@@ -56,7 +56,7 @@ class DiscreteObjective(Objective):
             x_t = x_t.where(~given, batch.tokens)
         scored = self.scored(x_t) if given is None else self.scored(x_t) & ~given
         rows, count = scored_rows(scored), self.mean_counted(batch)
-        return Corrupted(batch.tokens, x_t, t, weight, given, rows, count, batch.segment)
+        return Corrupted(batch.tokens, x_t, t, weight, given, rows, count, **batch.surroundings())
 
     def training_time(self, u: Times) -> Times:
         """The time that is trained on, for a draw in [0, 1)."""
@@ -79,13 +79,13 @@ class DiscreteObjective(Objective):
 
     def predict(self, model: DenoisingModel, drawn: Corrupted) -> Readout:
         """The model's prediction at a training draw."""
-        return model(Noisy(drawn.x_t, self.process.noise_level(drawn.t), drawn.given, segment=drawn.segment))
+        return model(Noisy(drawn.x_t, self.process.noise_level(drawn.t), drawn.given, **drawn.surroundings()))
 
     def loss_of_masked(self, model: DenoisingModel, drawn: Corrupted, rate: Times, level: Times) -> Loss:
         """rate x the readout's loss of the token, summed over masked positions; the head runs on their rows alone."""
         masked = self.process.is_masked(drawn.x_t)
         weight = (drawn.weight * rate).float() * masked
-        noisy = Noisy(drawn.x_t, level, drawn.given, segment=drawn.segment)
+        noisy = Noisy(drawn.x_t, level, drawn.given, **drawn.surroundings())
         share = weight / drawn.count.unsqueeze(1) / len(weight)
         loss, losses = model.weighted_cross_entropy(noisy, drawn.tokens, share, drawn.rows)
         mean = losses.sum() / masked.sum().clamp(min=1)
@@ -153,7 +153,7 @@ def bound_on_levels(
     for k in range(draws):
         t = process.time_of(levels[:, k : k + 1])
         drawn = draw_states(process, batch.tokens, t, noise.at(k))
-        prediction = model(Noisy(drawn.x_t, levels[:, k : k + 1], segment=batch.segment))
+        prediction = model(Noisy(drawn.x_t, levels[:, k : k + 1], **batch.surroundings()))
         nll.append(drawn.weight * integrand(prediction, drawn).sum(1))
         entropy.append(own_entropy(process, prediction, drawn.x_t, t, batch.tokens).mean(1))
     total = end * torch.stack(nll, 1).mean(1)

@@ -30,6 +30,8 @@ class Execution:
     """A block's activations are not kept for the backward pass."""
 
     def __call__(self, block: nn.Module, x: Hidden, *rest: Any) -> Hidden:
+        if self.compiled and not all(getattr(value, "compiles", True) for value in rest):
+            return block.forward(x, *rest)  # as written: what a call collects has no place in a graph
         if not torch.is_grad_enabled():
             if self.compiled:
                 _declare_dynamic(x, *rest)

@@ -15,7 +15,7 @@ from diffusion_lm.layers.mlp import MLPS
 from diffusion_lm.layers.norm import NORMS
 from diffusion_lm.mixers.base import Context, MixerConfig
 from diffusion_lm.precision import narrow
-from diffusion_lm.shapes import Hidden
+from diffusion_lm.shapes import Hidden, Tensor
 
 
 class Residual(nn.Module):
@@ -27,8 +27,11 @@ class Residual(nn.Module):
         self.inner = inner
         self.branch = conditioning.branch()
 
-    def forward(self, x: Hidden, signal: Signal | None, *context: Context) -> Hidden:
-        return x + self.branch(lambda hidden: self.inner(hidden, *context), narrow(self.norm(x)), signal)
+    def forward(self, x: Hidden, signal: Signal | None, context: Context | None = None) -> Hidden:
+        def inner(hidden: Tensor) -> Tensor:
+            return self.inner(hidden) if context is None else context.mix(self.inner, hidden)
+
+        return x + self.branch(inner, narrow(self.norm(x)), signal)
 
 
 class Block(nn.Module):
@@ -60,7 +63,7 @@ class Stack(nn.Module):
 
     def forward(self, x: Hidden, signal: Signal | None, context: Context) -> Hidden:
         for block in self.blocks:
-            context = block.mixer.inner.prepare(x, context)
-        for block in self.blocks:
-            x = self.execution(block, x, signal, context)
+            context = context.prepared(block.mixer.inner, x)
+        for layer, block in enumerate(self.blocks):
+            x = self.execution(block, x, signal, context.of_layer(layer))
         return x

@@ -8,8 +8,7 @@ from typing import Any
 from diffusion_lm.config import build, name_of
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.stack import Stack
-from diffusion_lm.mixers.base import Context
-from diffusion_lm.noisy import Noisy
+from diffusion_lm.noisy import Noisy, context_of
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Hidden, Tensor
 
@@ -27,7 +26,7 @@ class Trunk(Denoiser):
             raise TypeError(f"conditioning {name_of(self.config.conditioning)}: its positions belong to no document")
         signal = self.conditioning.signal(noisy, self.prompt(hidden, noisy))
         extended = self.conditioning.extend(wide(hidden), signal)
-        return self.conditioning.strip(self.stack(extended, signal, Context(noisy.segment)), signal)
+        return self.conditioning.strip(self.stack(extended, signal, context_of(noisy)), signal)
 
     def prompt(self, hidden: Hidden, noisy: Noisy) -> Float[Tensor, "B *L C"] | None:
         """What the conditioning is told of the prompt, one vector per row or per position; None without an encoder."""

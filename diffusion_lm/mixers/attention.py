@@ -14,8 +14,26 @@ from torch.nn import functional as F
 from diffusion_lm.attention_kernels.base import Pattern
 from diffusion_lm.backends import backend_choice, backend_class
 from diffusion_lm.layers.rotary import check_head_dim, rotary_table, rotate
-from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer, check_sizes
-from diffusion_lm.shapes import Float, Hidden, Tensor
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerCache, MixerConfig, SequenceMixer, check_sizes
+from diffusion_lm.shapes import Bool, Float, Hidden, Int, Tensor
+
+
+@dataclass(frozen=True)
+class KeyValueCache(MixerCache):
+    """Turned keys and values of every position so far [B, T, K, P], of which each row has its own number [B]."""
+
+    keys: Float[Tensor, "B T K P"]
+    values: Float[Tensor, "B T K P"]
+    length: Int[Tensor, "B"]
+
+    def where(self, rows: Bool[Tensor, "B"], other: "KeyValueCache") -> "KeyValueCache":
+        return KeyValueCache(self.keys, self.values, torch.where(rows, self.length, other.length))
+
+    def repeated(self, times: int) -> "KeyValueCache":
+        raise NotImplementedError
+
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,6 +74,9 @@ class AttentionConfig(MixerConfig):
 
     def family(self) -> str:
         return "attention"
+
+    def block_refusal(self) -> str | None:
+        return "has a block_size of its own; leave that 0" if self.block_size else None
 
     def kv_heads(self, d_model: int) -> int:
         """Number of heads of keys and values."""
@@ -103,6 +124,29 @@ class Attention(SequenceMixer):
         )
         q, k = rotate(self._normed(q_and_k), table).split((self.heads, self.kv_heads), 2)
         return self.out_proj(self.kernel.attend(q, k, v, prepared).flatten(2))
+
+    def start(self, x: Hidden) -> KeyValueCache:
+        none = x.new_zeros(len(x), 0, self.kv_heads, self.config.head_dim)
+        return KeyValueCache(none, none, torch.zeros(len(x), dtype=torch.long, device=x.device))
+
+    def resume(self, x: Hidden, cache: KeyValueCache) -> tuple[Hidden, KeyValueCache]:
+        size, room = x.shape[1], cache.keys.shape[1]
+        parts = self.qkv(x).unflatten(-1, (-1, self.config.head_dim))
+        q_and_k, v = parts.split((self.heads + self.kv_heads, self.kv_heads), 2)
+        precision = torch.promote_types(x.dtype, torch.float32)
+        cos, sin = rotary_table(room + size, self.config.head_dim, self.config.rope_base, x.device, precision)
+        place = cache.length.unsqueeze(1) + torch.arange(size, device=x.device)
+        rows = zip(self._normed(q_and_k), place, strict=True)
+        turned = [rotate(row.unsqueeze(0), (cos[p], sin[p])) for row, p in rows]
+        q, k = torch.cat(turned).split((self.heads, self.kv_heads), 2)
+        at = place[:, :, None, None].expand_as(k)
+        keys = F.pad(cache.keys, (0, 0, 0, 0, 0, size)).scatter(1, at, k)
+        values = F.pad(cache.values, (0, 0, 0, 0, 0, size)).scatter(1, at, v)
+        last = place if self.config.causal else place[:, -1:].expand_as(place)
+        seen = torch.arange(room + size, device=x.device) <= last.unsqueeze(-1)
+        q, k, v = (value.transpose(1, 2) for value in (q, keys, values))
+        y = F.scaled_dot_product_attention(q, k, v, seen.unsqueeze(1), enable_gqa=self.heads != self.kv_heads)
+        return self.out_proj(y.transpose(1, 2).flatten(2)), KeyValueCache(keys, values, cache.length + size)
 
     def _normed(self, x: Float[Tensor, "B L H P"]) -> Float[Tensor, "B L H P"]:
         """Queries and keys over their root mean squares."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion_lm.config import build, choice, name_of, part
-from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerConfig, SequenceMixer
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerCache, MixerConfig, SequenceMixer
 from diffusion_lm.shapes import Hidden
 
 
@@ -126,6 +126,18 @@ class Bidirectional(SequenceMixer):
 
     def prepare(self, x: Hidden, context: Context) -> Context:
         return self.forward_mixer.prepare(x, context)
+
+    def start(self, x: Hidden) -> MixerCache:
+        return self.forward_mixer.start(x)
+
+    def resume(self, x: Hidden, cache: MixerCache) -> tuple[Hidden, MixerCache]:
+        """Forwards from the cache; backwards inside the block."""
+        there, after = self.forward_mixer.resume(x, cache)
+        back = self.forward_mixer if self.config.sharing == "everything" else self.reverse_mixer
+        if self.config.sharing == "projections":
+            projected = self.forward_mixer.in_proj(x)
+            return self.merge(there, self.forward_mixer.out_proj(back.mix(projected, reverse=True)), x), after
+        return self.merge(there, back.backwards(x), x), after
 
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
         there = self.forward_mixer

@@ -17,7 +17,7 @@ from diffusion_lm.layers.convolution import convolve
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.layers.state_space import StateSpaceConfig
 from diffusion_lm.layers.steps import start_steps, steps
-from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, SequenceMixer
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, SequenceMixer, StateCache
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Hidden, Segment, Tensor
 
@@ -87,6 +87,12 @@ class Hydra(SequenceMixer):
         y = y + _shifted(self._scan(heads, there, B, C, segment, False), segment, 1)
         y = y + _shifted(self._scan(heads, back, B_back, C_back, segment, True), segment, -1)
         return self.out_proj(self.norm(y.flatten(2), z))
+
+    def start(self, x: Hidden) -> StateCache:
+        raise NotImplementedError
+
+    def resume(self, x: Hidden, cache: StateCache) -> tuple[Hidden, StateCache]:
+        raise NotImplementedError
 
     def _scan(self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, segment: Segment | None, reverse: bool) -> Tensor:
         config, A = self.config, -torch.exp(wide(self.A_log))

@@ -19,7 +19,7 @@ from diffusion_lm.layers.convolution import convolve
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.layers.state_space import StateSpaceConfig
 from diffusion_lm.layers.steps import start_steps, steps
-from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, SequenceMixer
+from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, SequenceMixer, StateCache
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Hidden, Int, Tensor
 
@@ -140,7 +140,15 @@ class Mamba2(SequenceMixer):
         y = self.kernel.fused(projected, self._layer(), None, context.segment)
         return self._parts(projected, context)[0] if y is None else y
 
-    def resume(
+    def start(self, x: Hidden) -> StateCache:
+        none = x.new_zeros(len(x), self.config.d_conv - 1, self.inner + 2 * self.state)
+        return StateCache((none, wide(x.new_zeros(len(x), self.heads, self.config.head_dim, self.config.d_state))))
+
+    def resume(self, x: Hidden, cache: StateCache) -> tuple[Hidden, StateCache]:
+        y, left = self.go_on(x, Mamba2State(*cache.state))
+        return y, StateCache((left.convolved, left.scanned))
+
+    def go_on(
         self, x: Hidden, state: Mamba2State | None = None, context: Context = ONE_DOCUMENT
     ) -> tuple[Hidden, Mamba2State]:
         """Outputs for a text that goes on where `state` was left, and the state that it leaves itself.

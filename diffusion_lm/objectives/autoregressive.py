@@ -35,6 +35,7 @@ class Autoregressive(Objective):
     default_schedule = "log_linear"
     default_sampler = "left_to_right"
     causal = True
+    blockwise = False
     exact = True
 
     def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:
@@ -56,7 +57,7 @@ class Autoregressive(Objective):
         """The mean to minimise, and every token's loss without gradient. Never all logits at once."""
         tokens = batch.tokens
         level = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)
-        noisy = Noisy(tokens, level, segment=batch.segment)
+        noisy = Noisy(tokens, level, **batch.surroundings())
         weight = torch.ones(tokens.shape, device=tokens.device)
         rows = torch.arange(tokens.numel(), device=tokens.device)
         total, losses = model.weighted_cross_entropy(noisy, tokens, weight, rows)

@@ -106,6 +106,8 @@ class Objective(nn.Module, ABC):
     """Whether the denoiser must not see later positions."""
     shows_answer: ClassVar[bool] = False
     """Whether it can show a prompt encoder the answer in training (`prompt.leak`)."""
+    blockwise: ClassVar[bool] = True
+    """Whether it has a meaning block by block."""
     exact: ClassVar[bool] = False
     """Whether what is reported is the negative log-likelihood itself and not a bound."""
 

@@ -43,7 +43,7 @@ class Dimba(GaussianObjective):
         text = self._embedded(model, batch)
         t, weight = self.training_noise.times(batch.position)
         log_snr = self.process.log_snr(t)
-        shown = {"answer": text.answer, "segment": batch.segment}
+        shown = {"answer": text.answer, "beside": batch.surroundings()}
         said = self._predict(model, text.x_0, log_snr, text.noise, text.given, **shown)
         error = squared_error(said, text.x_0, text.table) / text.x_0.shape[-1]
         entropy = cross_entropy(said.logits, batch.tokens)

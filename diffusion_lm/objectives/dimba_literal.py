@@ -54,7 +54,7 @@ class DimbaLiteral(GaussianObjective):
         text = self._embedded(model, batch)
         t, weight = self.training_noise.times(batch.position)
         log_snr = self.log_snr_of_step(t)
-        shown = {"answer": text.answer, "segment": batch.segment}
+        shown = {"answer": text.answer, "beside": batch.surroundings()}
         said = self._predict(model, text.x_0, log_snr, text.noise, text.given, **shown)
         error = squared_error(said, text.x_0, text.table) / text.x_0.shape[-1]
         anchor = cross_entropy(said.closeness(), batch.tokens)
@@ -87,7 +87,7 @@ class DimbaLiteral(GaussianObjective):
         errors, right = [], []
         for k in range(draws):
             log_snr = self.log_snr_of_step(levels[:, k : k + 1])
-            said = self._predict(model, x_0, log_snr, noise.at(k), None, evaluation=True, segment=batch.segment)
+            said = self._predict(model, x_0, log_snr, noise.at(k), None, evaluation=True, beside=batch.surroundings())
             errors.append(squared_error(said, x_0, table).mean(1) / table.shape[1])
             right.append((said.draw(noise) == batch.tokens).float().mean(1))
         spread = (x_0 - x_0.mean(1, keepdim=True)).square().mean((1, 2)).sqrt()

@@ -97,14 +97,14 @@ class DiscreteTime(DiscreteObjective):
         if process.absorbing:
             losses = self._masked_entropy(model, batch, drawn)
             return process.unmasking_share(drawn.t, s) * losses, losses
-        posterior = model(Noisy(drawn.x_t, process.noise_level(drawn.t), segment=batch.segment))
+        posterior = model(Noisy(drawn.x_t, process.noise_level(drawn.t), **batch.surroundings()))
         step = step_divergence(process, posterior, batch.tokens, drawn.x_t, drawn.t, s)
         return step, own_entropy(process, posterior, drawn.x_t, drawn.t, batch.tokens)
 
     def _masked_entropy(self, model: DenoisingModel, batch: Batch, drawn: Drawn) -> Float[Tensor, "B L"]:
         """-ln p(x | x_t) at masked positions, 0 elsewhere; the head runs on their rows, which are counted here."""
         masked = self.process.is_masked(drawn.x_t)
-        noisy = Noisy(drawn.x_t, self.process.noise_level(drawn.t), segment=batch.segment)
+        noisy = Noisy(drawn.x_t, self.process.noise_level(drawn.t), **batch.surroundings())
         _, losses = model.weighted_cross_entropy(noisy, batch.tokens, masked.float(), scored_rows(masked))
         return losses.double()
 
@@ -116,5 +116,5 @@ class DiscreteTime(DiscreteObjective):
         drawn = draw_states(self.process, batch.tokens, start, noise)
         if self.process.absorbing:
             return drawn.weight * self._masked_entropy(model, batch, drawn).sum(1)
-        prediction = model(Noisy(drawn.x_t, self.process.noise_level(start), segment=batch.segment))
+        prediction = model(Noisy(drawn.x_t, self.process.noise_level(start), **batch.surroundings()))
         return drawn.weight * own_entropy(self.process, prediction, drawn.x_t, start, batch.tokens).sum(1)

@@ -79,7 +79,7 @@ class GaussianBound(GaussianObjective):
         row_loss: list[Tensor] = []  # known after the forward pass, wanted in the backward pass
         log_snr, slope = self.process.schedule.drawn(t.masked_fill(at_start, 0.0), lambda: 2 * row_loss[0])
 
-        shown = {"answer": text.answer, "segment": batch.segment}
+        shown = {"answer": text.answer, "beside": batch.surroundings()}
         prediction = self._predict(model, text.x_0, log_snr, text.noise, text.given, **shown)
         entropy = (cross_entropy(prediction.logits, batch.tokens) * text.scored).sum(1)
         error = (squared_error(prediction, text.x_0, text.table) * text.scored).sum(1)
@@ -109,7 +109,7 @@ class GaussianBound(GaussianObjective):
         errors, entropies = [], []
         for k in range(draws):
             at = (log_snr[:, k : k + 1], noise.at(k))
-            prediction = self._predict(model, x_0, *at, None, evaluation=True, segment=batch.segment)
+            prediction = self._predict(model, x_0, *at, None, evaluation=True, beside=batch.surroundings())
             errors.append(squared_error(prediction, x_0, table).sum(1).double())
             entropies.append(cross_entropy(prediction.logits, batch.tokens).mean(1).double())
         diffusion = 0.5 * (start - end) * (torch.exp(log_snr) * torch.stack(errors, 1)).mean(1)
@@ -123,7 +123,7 @@ class GaussianBound(GaussianObjective):
     def _reconstruction(self, model: DenoisingModel, batch: Batch, x_0: Hidden, noise: Noise) -> Float[Tensor, "B L"]:
         """-ln p(x | z_0) per position."""
         start = self.process.schedule.ends(x_0)[0].expand(len(x_0), 1)
-        said = self._predict(model, x_0, start, noise, None, evaluation=True, segment=batch.segment)
+        said = self._predict(model, x_0, start, noise, None, evaluation=True, beside=batch.surroundings())
         return cross_entropy(said.logits, batch.tokens)
 
     def _prior_term(self, x_0: Hidden) -> Float[Tensor, "B L"]:

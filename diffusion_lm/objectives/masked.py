@@ -79,7 +79,7 @@ class MaskedBound(DiscreteObjective):
         x_t = self.process.corrupt_exactly(batch.tokens, count, noise)
         level = (count.double() / batch.tokens.shape[1]).unsqueeze(1)
         masked = self.process.is_masked(x_t)
-        noisy, places = Noisy(x_t, level, segment=batch.segment), scored_rows(masked, rows)
+        noisy, places = Noisy(x_t, level, **batch.surroundings()), scored_rows(masked, rows)
         _, losses = model.weighted_cross_entropy(noisy, batch.tokens, masked.float(), places)
         return losses.sum(1).double() / count
 
@@ -91,7 +91,8 @@ class MaskedBound(DiscreteObjective):
         count = 1 + (u * free).long().clamp(max=free.long() - 1)
         x_t = self.process.corrupt_exactly(batch.tokens, count.squeeze(1), noise, given)
         rows, share = scored_rows(self.scored(x_t)), count.double() / free
-        return Corrupted(batch.tokens, x_t, share, weight, given, rows, self.mean_counted(batch), batch.segment)
+        drawn = (batch.tokens, x_t, share, weight, given, rows, self.mean_counted(batch))
+        return Corrupted(*drawn, **batch.surroundings())
 
 
 def share_of_counts(length: int, low: float, high: float) -> Float[Tensor, "L"]:

@@ -189,7 +189,7 @@ def test_mamba2_goes_on_where_it_stopped(config, cuts):
     mixer, x = Mamba2(config, D_MODEL), torch.randn(2, 12, D_MODEL)
     state, found = None, []
     for start, stop in itertools.pairwise((0, *cuts, 12)):
-        y, state = mixer.resume(x[:, start:stop], state)
+        y, state = mixer.go_on(x[:, start:stop], state)
         found.append(y)
     torch.testing.assert_close(torch.cat(found, 1), mixer(x), rtol=1e-4, atol=1e-5)
 
@@ -199,8 +199,8 @@ def test_a_text_goes_on_as_the_document_of_its_first_position():
     """What comes after a boundary knows nothing of the state that was handed in."""
     torch.manual_seed(5)
     mixer, x = Mamba2(CONFIGS["plain"], D_MODEL), torch.randn(2, 12, D_MODEL)
-    state = mixer.resume(x[:, :5])[1]
-    y, _ = mixer.resume(x[:, 5:], state, Context(torch.tensor([[4] * 3 + [2] * 4] * 2)))
+    state = mixer.go_on(x[:, :5])[1]
+    y, _ = mixer.go_on(x[:, 5:], state, Context(torch.tensor([[4] * 3 + [2] * 4] * 2)))
     torch.testing.assert_close(y[:, :3], mixer(x)[:, 5:8], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(y[:, 3:], mixer(x[:, 8:]), rtol=1e-4, atol=1e-5)
 
@@ -214,7 +214,7 @@ def test_documents_may_be_cut_anywhere(name, cuts):
     mixer, x = Mamba2(CONFIGS[name], D_MODEL).double(), torch.randn(2, 11, D_MODEL, dtype=torch.float64)
     segment, state, found = torch.tensor([DOCUMENTS, (1, 1, 1, 1, 2, 2, 1, 1, 1, 1, 1)]), None, []
     for start, stop in itertools.pairwise((0, *cuts, 11)):
-        y, state = mixer.resume(x[:, start:stop], state, Context(segment[:, start:stop]))
+        y, state = mixer.go_on(x[:, start:stop], state, Context(segment[:, start:stop]))
         found.append(y)
     expected = [naive_mamba2(mixer, row, ids) for row, ids in zip(x, segment.tolist(), strict=True)]
     torch.testing.assert_close(torch.cat(found, 1), torch.stack(expected))
@@ -224,9 +224,9 @@ def test_documents_may_be_cut_anywhere(name, cuts):
 def test_a_text_without_documents_goes_on_with_the_last_one():
     torch.manual_seed(7)
     mixer, x = Mamba2(CONFIGS["plain"], D_MODEL).double(), torch.randn(1, 9, D_MODEL, dtype=torch.float64)
-    state = mixer.resume(x[:, :4], None, Context(torch.tensor([[1, 1, 1, 2]])))[1]
-    y, state = mixer.resume(x[:, 4:6], state)
-    more, _ = mixer.resume(x[:, 6:], state, Context(torch.tensor([[2, 3, 3]])))
+    state = mixer.go_on(x[:, :4], None, Context(torch.tensor([[1, 1, 1, 2]])))[1]
+    y, state = mixer.go_on(x[:, 4:6], state)
+    more, _ = mixer.go_on(x[:, 6:], state, Context(torch.tensor([[2, 3, 3]])))
     expected = naive_mamba2(mixer, x[0], (1, 1, 1, 2, 2, 2, 2, 3, 3))[4:]
     torch.testing.assert_close(torch.cat((y, more), 1)[0], expected)
 

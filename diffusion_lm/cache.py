@@ -1,0 +1,100 @@
+"""The cache of block generation: what the blocks so far leave in every mixer, and the three ways to use it.
+
+`Denoising` lets a block look at a cache and leaves it as it is; `Committing` also takes the block in; `Prefilling`
+makes the cache of many clean blocks at once. Each is a `Context` that a trunk hands to its mixers, layer by layer, in
+place of that of whole texts. Nothing in a cache depends on noise: blocks are taken in clean, at noise level 0.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusion_lm.mixers.base import Context, MixerCache, SequenceMixer
+from diffusion_lm.shapes import Bool, Hidden, Int, Tensor
+
+
+@dataclass(frozen=True)
+class Cache:
+    """layers: what each mixer of the trunk keeps, in order; length: tokens that every row has in it [B]."""
+
+    layers: tuple[MixerCache, ...]
+    length: Int[Tensor, "B"]
+
+    def nbytes(self) -> int:
+        """Bytes in use."""
+        return sum(layer.nbytes() for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class LayerContext(Context):
+    """What one layer's mixer is called with: `mode` decides how, `layer` says which."""
+
+    compiles = False
+    mode: Any = None
+    layer: int = 0
+
+    def mix(self, mixer: SequenceMixer, x: Hidden) -> Hidden:
+        return self.mode.mix_layer(mixer, x, self.layer)
+
+
+@dataclass(frozen=True)
+class CacheUse(Context):
+    """A context of which every layer has its own part."""
+
+    compiles = False
+
+    def prepared(self, mixer: SequenceMixer, x: Hidden) -> Context:
+        return self
+
+    def of_layer(self, layer: int) -> Context:
+        return LayerContext(mode=self, layer=layer)
+
+    def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
+        """The mixer's output for that layer."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Denoising(CacheUse):
+    """A block sees what is cached and itself."""
+
+    cache: Cache = None  # type: ignore[assignment]
+
+    def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
+        return mixer.denoise(x, self.cache.layers[layer])
+
+
+@dataclass(frozen=True)
+class Committing(CacheUse):
+    """The same for a clean block, which then belongs to the cache of the rows that are named (None: of all)."""
+
+    cache: Cache = None  # type: ignore[assignment]
+    rows: Bool[Tensor, "B"] | None = None
+    left: list[MixerCache] = field(default_factory=list)
+
+    def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
+        y, cache = mixer.commit(x, self.cache.layers[layer], self.rows)
+        self.left.append(cache)
+        return y
+
+    def result(self, size: int) -> Cache:
+        """The cache after a block of that many tokens."""
+        grown = size if self.rows is None else size * self.rows.long()
+        return Cache(tuple(self.left), self.cache.length + grown)
+
+
+@dataclass(frozen=True)
+class Prefilling(CacheUse):
+    """Clean blocks, as rows of their own, `count` per text; of each text the first `keep` are cached."""
+
+    count: int = 1
+    keep: Int[Tensor, "B"] = None  # type: ignore[assignment]
+    left: list[MixerCache] = field(default_factory=list)
+
+    def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
+        y, cache = mixer.prefill(x, self.count, self.keep)
+        self.left.append(cache)
+        return y
+
+    def result(self, size: int) -> Cache:
+        """The cache of the kept blocks."""
+        return Cache(tuple(self.left), self.keep * size)
