@@ -225,14 +225,14 @@ class DenoisingModel(nn.Module):
         """What the denoiser says, before the last norm, and the state's own evidence of its tokens."""
         bias = self.head.bias if self.readout.over_tokens else self.head.bias.new_zeros(self.vocabulary)
         hidden, evidence = self.embed(noisy, bias[: self.vocabulary])
-        clean = None if noisy.blocks is None else self._clean(noisy.blocks.tokens)
         if noisy.answer is not None:
             clean = replace(noisy, x=noisy.answer, noise_level=torch.zeros_like(noisy.noise_level))
             noisy = replace(noisy, answer=self.embed(clean, bias[: self.vocabulary])[0])
         if noisy.given is not None and not self.process.shifted:  # there every prefix is a prompt
             hidden = hidden + noisy.given.unsqueeze(-1) * self.given
-        if clean is None:
+        if noisy.blocks is None:
             return self.denoiser(hidden, noisy), evidence
+        clean = self._clean(noisy.blocks.tokens)
         both = self.denoiser(torch.cat((clean, hidden)), _beside_clean(noisy))
         return both[len(clean) :], evidence
 

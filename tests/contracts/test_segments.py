@@ -137,7 +137,7 @@ def test_every_call_of_an_objective_is_told_the_segments(name, process, tools):
     objective = tools.objective_of(name, process, prompt=0.5)
     segment = layout(8)
     tokens = torch.randint(process.vocabulary, segment.shape, generator=torch.Generator().manual_seed(0))
-    batch = Batch(tokens, torch.arange(8), segment)
+    batch = Batch(tokens, torch.arange(8), segment=segment)
     seen = watched(model)
     objective(model, objective.draw(batch)).loss.backward()
     trained = len(seen)
@@ -160,7 +160,7 @@ def test_segments_reach_the_numbers(name, process, tools):
     tokens = torch.randint(process.vocabulary, (4, sum(LENGTHS)), generator=torch.Generator().manual_seed(0))
     found = []
     for segment in (None, layout(4)):
-        batch = Batch(tokens, torch.arange(4), segment)
+        batch = Batch(tokens, torch.arange(4), segment=segment)
         bound = objective.bound(model, batch, noise, 2)
         found.append(objective.measures(model, batch, noise, 2)["mse"] if bound is None else bound.nll)
     assert found[1].isfinite().all()

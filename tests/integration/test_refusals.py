@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 CONFIG = [
-    (["trainin.steps=3"], "trainin: unknown key 'trainin'; expected one of block_size, data, ", "did you mean 'training'?"),
+    (["trainin.steps=3"], "trainin: unknown key 'trainin'; expected one of block_size, ", "did you mean 'training'?"),
     (["training.step=3"], "training.step: unknown key 'step'; expected one of accelerator, ", "did you mean 'steps'?"),
     (
         ["denoiser=mambo"],
