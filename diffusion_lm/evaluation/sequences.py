@@ -49,7 +49,7 @@ class SequenceSet:
             places = self.places[start : start + size]
             tokens = self.read(places)
             segment = None if self.ends is None else torch.from_numpy(segments(tokens, self.ends))
-            yield Batch(torch.from_numpy(tokens), torch.from_numpy(places), segment)
+            yield Batch(torch.from_numpy(tokens), torch.from_numpy(places), segment=segment)
 
 
 def sequence_set(own: TokenDataConfig, data: str | None, protocol: str | None, sequences: int) -> SequenceSet:
