@@ -8,16 +8,28 @@ place of that of whole texts. Nothing in a cache depends on noise: blocks are ta
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from diffusion_lm.mixers.base import Context, MixerCache, SequenceMixer
 from diffusion_lm.shapes import Bool, Hidden, Int, Tensor
 
 
 @dataclass(frozen=True)
 class Cache:
-    """layers: what each mixer of the trunk keeps, in order; length: tokens that every row has in it [B]."""
+    """layers: what each mixer of the trunk keeps, in order, none before the first token; length: tokens that every row
+    has in it [B]."""
 
     layers: tuple[MixerCache, ...]
     length: Int[Tensor, "B"]
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device | str = "cpu") -> "Cache":
+        """That of no tokens."""
+        return cls((), torch.zeros(rows, dtype=torch.long, device=device))
+
+    def of(self, mixer: SequenceMixer, layer: int, x: Hidden) -> MixerCache:
+        """What that layer's mixer goes on from, for input like x."""
+        return self.layers[layer] if self.layers else mixer.start(x)
 
     def nbytes(self) -> int:
         """Bytes in use."""
@@ -60,7 +72,7 @@ class Denoising(CacheUse):
     cache: Cache = None  # type: ignore[assignment]
 
     def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
-        return mixer.denoise(x, self.cache.layers[layer])
+        return mixer.denoise(x, self.cache.of(mixer, layer, x))
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Committing(CacheUse):
     left: list[MixerCache] = field(default_factory=list)
 
     def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
-        y, cache = mixer.commit(x, self.cache.layers[layer], self.rows)
+        y, cache = mixer.commit(x, self.cache.of(mixer, layer, x), self.rows)
         self.left.append(cache)
         return y
 

@@ -107,7 +107,11 @@ class TokenLookup(nn.Module):
             ids = nn.functional.pad(ids[:, :-1], (1, 0), value=self.begin)
             if noisy.segment is not None:  # the last token of the document before says nothing about this one
                 ids = ids.masked_fill(begins(noisy.segment), self.begin)
-        return nn.functional.embedding(ids, self.weight), None
+        return self.look_up(ids), None
+
+    def look_up(self, ids: Tokens) -> Hidden:
+        """Their vectors."""
+        return nn.functional.embedding(ids, self.weight)
 
 
 class TokenVectors(nn.Module):
@@ -192,6 +196,10 @@ class DenoisingModel(nn.Module):
             return self.readout(logits, self.table())
         if self.config.output_prior and evidence is not None:
             logits = logits + nn.functional.pad(evidence, (0, logits.shape[-1] - evidence.shape[-1]))
+        return self._of_tokens(logits)
+
+    def _of_tokens(self, logits: Logits) -> Readout:
+        """The readout of logits, in which the mask id and padding are impossible."""
         allowed = torch.arange(logits.shape[-1], device=logits.device) < self.vocabulary
         return self.readout(logits.masked_fill(~allowed, -torch.inf))
 
@@ -254,6 +262,16 @@ class DenoisingModel(nn.Module):
         use = Committing(cache=cache, rows=rows)
         self._take_in(block, use)
         return use.result(block.shape[1])
+
+    def advance(self, inputs: Tokens, cache: Cache) -> tuple[Readout, Cache]:
+        """What a next-token model says of the token after its last input [B, 1, V], and the cache with all of them.
+
+        inputs: as they are, not shifted; those of a text are `process.mask_id`, which begins it, and its tokens.
+        """
+        use = Committing(cache=cache)
+        level = torch.zeros(len(inputs), 1, dtype=torch.float64, device=inputs.device)
+        hidden = self.denoiser(self.embed.look_up(inputs), Noisy(inputs, level, cache=use))
+        return self._of_tokens(self._read_out(self.norm(hidden[:, -1:]))), use.result(inputs.shape[1])
 
     def _take_in(self, tokens: Tokens, use: CacheUse) -> None:
         level = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)

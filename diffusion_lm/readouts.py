@@ -73,10 +73,11 @@ class Prediction(Readout):
         with torch.autocast(table.device.type, enabled=False):
             return self.probabilities()[..., : len(table)] @ table
 
-    def draw(self, noise: Noise) -> Tokens:
-        """From softmax(logits), with one float64 uniform for every position."""
+    def draw(self, noise: Noise, first: int = 0) -> Tokens:
+        """From softmax(logits), with one float64 uniform for every position; `first`: the first one's place in the row.
+        """
         probabilities = torch.softmax(self.logits.to(torch.float64), -1)
-        return categorical(probabilities, noise.uniform(Stream.TOKEN, probabilities.shape[1]))
+        return categorical(probabilities, noise.stretch(Stream.TOKEN, first, probabilities.shape[1]))
 
     def guided(self, free: "Prediction", weight: float) -> "Prediction":
         shown, other = (torch.log_softmax(said.logits, -1) for said in (self, free))

@@ -49,10 +49,16 @@ Predict = Callable[[SamplerState, Times], Guess]
 
 @dataclass(frozen=True)
 class Sample:
-    """tokens [B, L]; calls: network calls made for every row [B] (NFE)."""
+    """tokens [B, L]; calls: network calls made for every row [B] (NFE).
+
+    lengths: tokens of every row before its end of text [B], None where no end was looked for. cache_bytes: what the
+    network's cache held at the end, 0 without one.
+    """
 
     tokens: Tokens
     calls: Int[Tensor, "B"]
+    lengths: Int[Tensor, "B"] | None = None
+    cache_bytes: int = 0
 
 
 @dataclass(kw_only=True, slots=True)
