@@ -122,6 +122,12 @@ def _check_pairings(config: ExperimentConfig) -> None:
             f"objective '{name_of(config.objective)}' needs a causal denoiser, and '{name_of(config.denoiser)}' sees "
             f"later positions; {how_to_be_causal(config.denoiser)}"
         )
+    if objective.causal and config.denoiser.conditioning.positions:
+        raise ValueError(
+            f"objective '{name_of(config.objective)}': got conditioning '{name_of(config.denoiser.conditioning)}', "
+            "which puts the noise level into the sequence; that is always 0 here, and a text that goes on from a cache "
+            "has no place for it; expected adaln, film, additive or none"
+        )
     config.model.check_readout(objective.readout)
     if config.model.self_conditioning and part_class(config.process).discrete:
         raise ValueError(
