@@ -28,7 +28,7 @@ from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_json, write_text
 
-LEFTOVERS = ["train-*.tar", "val-*.tar", MANIFEST_FILE, ".*.tmp"]  # of a process that was killed
+LEFTOVERS = ["train-*.tar", "val-*.tar", "*.tar.crc32", MANIFEST_FILE, ".*.tmp"]  # of a process that was killed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +157,7 @@ def _write(settings: Settings, source: Source, tokenizer: Tokenizer, spool: Spoo
     shards = []
     for split in SPLITS:
         records = pack(spool.documents(split), settings.length, ROWS_PER_RECORD)
-        shards += write_shards(settings.out, split, records, settings.records_per_shard)
+        shards += write_shards(settings.out, split, records, settings.records_per_shard, eot_id=tokenizer.eot_id)
     splits = {split: spool.info(split, settings.length) for split in SPLITS}
     tokens, text_bytes = (sum(getattr(info, name) for info in splits.values()) for name in ("tokens", "text_bytes"))
     info = DatasetInfo(

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,34 +15,57 @@ from diffusion_lm.data.manifest import DTYPE, TOKENS_KEY, Shard
 from diffusion_lm.files import atomic_path
 
 
-def write_shards(folder: Path, split: str, records: Iterator[np.ndarray], per_shard: int) -> list[Shard]:
-    """Write `records` (arrays [n, L]) into ``SPLIT-000000.tar`` and so on, `per_shard` each. Same input, same bytes."""
+def write_shards(
+    folder: Path, split: str, records: Iterator[np.ndarray], per_shard: int, *, eot_id: int, dtype: str = DTYPE,
+    part: str = "",
+) -> list[Shard]:  # fmt: skip
+    """Write `records` (arrays [n, L]) into ``SPLIT-[PART-]000000.tar`` and so on, `per_shard` each, with the CRC-32 of
+    every sequence in ``SPLIT-[PART-]000000.tar.crc32``. Same input, same bytes."""
     shards = []
     numbered = enumerate(records)
+    prefix = f"{split}-{part}-" if part else f"{split}-"
     while (first := next(numbered, None)) is not None:
         some = itertools.chain([first], itertools.islice(numbered, per_shard - 1))
-        shards.append(_write_shard(folder, f"{split}-{len(shards):06d}.tar", split, some))
+        cast = ((number, np.ascontiguousarray(rows, dtype=dtype)) for number, rows in some)
+        shards.append(_write_shard(folder, f"{prefix}{len(shards):06d}.tar", split, cast, eot_id))
     return shards
 
 
-def _write_shard(folder: Path, name: str, split: str, records: Iterator[tuple[int, np.ndarray]]) -> Shard:
-    sequences = 0
+def _write_shard(
+    folder: Path, name: str, split: str, records: Iterator[tuple[int, np.ndarray]], eot_id: int
+) -> Shard:
+    tokens = documents = 0
+    sums: list[int] = []
     with atomic_path(folder / name) as temporary:
         with temporary.open("wb") as stream, _webdataset().TarWriter(stream, mtime=0) as writer:
             for number, rows in records:
-                writer.write({"__key__": f"{number:06d}", TOKENS_KEY: np.ascontiguousarray(rows, dtype=DTYPE)})
-                sequences += len(rows)
+                writer.write({"__key__": f"{number:06d}", TOKENS_KEY: rows})
+                sums += [zlib.crc32(row) for row in rows]
+                tokens += rows.size
+                documents += int(np.count_nonzero(rows == eot_id))
         size, sha256 = size_and_hash(temporary)
-        offsets = _offsets(temporary)
+        offsets = _offsets(temporary, rows.dtype)
+        crc_sha256 = _write_sums(folder / f"{name}.crc32", sums)
     return Shard(
         shard=name,
         split=split,
-        num_sequences=sequences,
+        num_sequences=len(sums),
         records=len(offsets),
         bytes=size,
         sha256=sha256,
         offsets=offsets,
+        tokens=tokens,
+        documents=documents,
+        crc=f"{name}.crc32",
+        crc_sha256=crc_sha256,
     )
+
+
+def _write_sums(path: Path, sums: list[int]) -> str:
+    content = np.array(sums, dtype="<u4").tobytes()
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:
@@ -51,14 +75,14 @@ def size_and_hash(path: Path) -> tuple[int, str]:
         return stream.tell(), digest.hexdigest()
 
 
-def _offsets(path: Path) -> list[int]:
+def _offsets(path: Path, wanted: np.dtype) -> list[int]:
     offsets = []
     with tarfile.open(path) as tar, path.open("rb") as stream:
         for member in tar:
             stream.seek(member.offset_data)
             assert np.lib.format.read_magic(stream) == (1, 0)
             _, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-            assert dtype == np.dtype(DTYPE) and not fortran
+            assert dtype == wanted and not fortran
             offsets.append(stream.tell())
     return offsets
 

@@ -1,7 +1,7 @@
 """What is known of a dataset without reading its tokens, and what an experiment says of the data it wants."""
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from diffusion_lm.data.manifest import DATASET_FILE, INCOMPLETE_FILE, VERSION
@@ -36,7 +36,8 @@ class SplitInfo:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetInfo:
     """The facts in `dataset.json`. Entropy in nats per token over all tokens of both splits, end-of-text included;
-    `bytes_per_token` is the bytes of text per token, end-of-text ids counted as tokens."""
+    `bytes_per_token` is the bytes of text per token, end-of-text ids counted as tokens. Facts with a default came later
+    than the first datasets."""
 
     path: Path
     name: str
@@ -58,6 +59,10 @@ class DatasetInfo:
     unigram_entropy: float
     bytes_per_token: float
     corpus_hash: str
+    sources: list[str] = field(default_factory=list)  # every file or folder the text came from, where they are several
+    parts: int = 0  # the parts that were tokenised on their own and merged; 0: made in one piece
+    entropy_rate: float | None = None  # nats per token that no model can go below; of synthetic sources
+    code_version: str = ""  # of the code that made it
 
     @classmethod
     def load(cls, path: str | Path, *, tokenizer: str = "bytes", length: int = 128) -> "DatasetInfo":
@@ -79,7 +84,9 @@ class DatasetInfo:
     def of(cls, path: Path, facts: dict) -> "DatasetInfo":
         """From the plain values of `dataset.json`, wherever they were kept."""
         splits = {split: SplitInfo(**counts) for split, counts in facts["splits"].items()}
-        rest = {f.name: facts[f.name] for f in fields(cls) if f.name not in ("path", "splits")}
+        known = [f for f in fields(cls) if f.name not in ("path", "splits")]
+        needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+        rest = {f.name: facts[f.name] for f in known if f.name in needed or f.name in facts}
         return cls(path=path, splits=splits, **rest)
 
     @classmethod

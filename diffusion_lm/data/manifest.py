@@ -1,9 +1,10 @@
 """The files of a dataset folder: `manifest.jsonl` (one line per shard) and `dataset.json` (written last: its presence
 means complete), and the hash that stands for the content.
 
-    dataset.json   manifest.jsonl   train-000000.tar ...   val-000000.tar ...
+    dataset.json   manifest.jsonl   train-000000.tar  train-000000.tar.crc32 ...   val-000000.tar ...
 
-A shard is a plain tar that webdataset reads: records `NNNNNN.tokens.npy`, each an array [n <= 64, L] of uint16.
+A shard is a plain tar that webdataset reads: records `NNNNNN.tokens.npy`, each an array [n <= 64, L] of uint16, or of
+uint32 where the vocabulary needs it.
 """
 
 import hashlib
@@ -27,7 +28,9 @@ SPLITS = ("train", "val")
 @dataclass(kw_only=True, slots=True)
 class Shard:
     """One line of the manifest. `offsets` [records]: the byte at which each record's array data begins, so that rows
-    can be mapped without walking the tar; every record but a shard's last has `ROWS_PER_RECORD` rows."""
+    can be mapped without walking the tar; every record but a shard's last has `ROWS_PER_RECORD` rows. `tokens`
+    stored in it and `documents` that end in it, 0 where not counted. `crc`: the side file of checksums (`crc.py`), "" where there is
+    none, and its hash. Manifests from before these have the defaults."""
 
     shard: str
     split: str
@@ -36,6 +39,10 @@ class Shard:
     bytes: int
     sha256: str
     offsets: list[int]
+    tokens: int = 0
+    documents: int = 0
+    crc: str = ""
+    crc_sha256: str = ""
 
 
 def manifest_text(shards: Iterable[Shard]) -> str:
