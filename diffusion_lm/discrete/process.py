@@ -190,9 +190,8 @@ class DiscreteProcess(Process):
         change = change.masked_fill(self.is_masked(x), 1.0)
         return torch.where(noise.uniform(Stream.CHANGE, x.shape[1]) < change, posterior.draw(noise), x)
 
-    def holds_tokens(self, x: Tokens) -> bool:
-        start = self.masses(torch.zeros(1, 1, dtype=torch.float64, device=x.device))
-        return not bool(self.is_masked(x).any()) and not bool((start.token > 0).any())
+    def holds_tokens(self, x: Tokens, t: Times) -> Bool[Tensor, "B"]:
+        return ~(self.is_masked(x) | (self.masses(t).token > 0)).any(1)
 
     def posterior_of_scores(self, log_scores: Logits, x_t: Tokens, t: Times) -> Logits:
         """ln p(x_0^i | x_t without i) from log ratios of p_t without their `log_score_factor`.

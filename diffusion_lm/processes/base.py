@@ -15,7 +15,7 @@ from diffusion_lm.config import name_of
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Readout
 from diffusion_lm.schedules.base import NoiseSchedule
-from diffusion_lm.shapes import Float, State, Tensor, Times, Tokens
+from diffusion_lm.shapes import Bool, Float, State, Tensor, Times, Tokens
 
 
 class Distribution(ABC):
@@ -85,5 +85,5 @@ class Process(nn.Module, ABC):
         """Tokens of a state at t = 0, given a prediction made there."""
 
     @abstractmethod
-    def holds_tokens(self, x: State) -> bool:
-        """Whether a state at t = 0 is text already, so that no prediction is needed to decode it."""
+    def holds_tokens(self, x: State, t: Times) -> Bool[Tensor, "B"]:
+        """Rows whose state at time t is text already: no step from there changes it, and nothing is to be decoded."""

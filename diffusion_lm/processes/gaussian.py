@@ -15,7 +15,7 @@ from diffusion_lm.processes.base import Distribution, Process
 from diffusion_lm.random import Noise, Stream
 from diffusion_lm.readouts import Readout
 from diffusion_lm.schedules.base import NoiseSchedule
-from diffusion_lm.shapes import Float, Hidden, Tensor, Times, Tokens
+from diffusion_lm.shapes import Bool, Float, Hidden, Tensor, Times, Tokens
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,8 +104,8 @@ class Gaussian(Process):
     def decode(self, x: Hidden, prediction: Readout, noise: Noise) -> Tokens:
         return prediction.draw(noise)
 
-    def holds_tokens(self, x: Hidden) -> bool:
-        return False
+    def holds_tokens(self, x: Hidden, t: Times) -> Bool[Tensor, "B"]:
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def token_evidence(
         self, x: Hidden, noise_level: Float[Tensor, "B #L"], table: Float[Tensor, "V D"]

@@ -94,8 +94,8 @@ class LeftToRight(Process):
     def decode(self, x: Tokens, prediction: Readout, noise: Noise) -> Tokens:
         return torch.where(x == self.mask_id, prediction.draw(noise), x)
 
-    def holds_tokens(self, x: Tokens) -> bool:
-        return not bool((x == self.mask_id).any())
+    def holds_tokens(self, x: Tokens, t: Times) -> Bool[Tensor, "B"]:
+        return (x != self.mask_id).all(1)
 
     def _known(self, x: Tokens, t: Times) -> Bool[Tensor, "B L"]:
         length = x.shape[1]

@@ -18,7 +18,7 @@ from diffusion_lm.noisy import Noisy
 from diffusion_lm.processes.base import Process
 from diffusion_lm.random import Noise
 from diffusion_lm.readouts import Readout
-from diffusion_lm.shapes import Float, Given, Hidden, Int, State, Tensor, Times, Tokens
+from diffusion_lm.shapes import Bool, Float, Given, Hidden, Int, State, Tensor, Times, Tokens
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,13 @@ class Sampler(ABC):
         index = state.index.double().unsqueeze(1)
         return 1 - index / self.config.num_steps, 1 - (index + 1) / self.config.num_steps
 
+    def ended(self, state: SamplerState) -> Bool[Tensor, "B"]:
+        """Rows that have reached t = 0."""
+        return state.index >= self.config.num_steps
+
     def done(self, state: SamplerState) -> bool:
-        """Whether all rows have reached t = 0."""
-        return bool((state.index >= self.config.num_steps).all())
+        """Whether all rows have."""
+        return bool(self.ended(state).all())
 
 
 class Network:
@@ -178,6 +182,6 @@ def generate(
         state = sampler.step(replace(state, x=network.keep(state.x)), network.predict)
     state = replace(state, x=network.keep(state.x))
     x, start = state.x, torch.zeros(rows, 1, dtype=torch.float64, device=device)
-    if not process.holds_tokens(x):
+    if not bool(process.holds_tokens(x, start).all()):
         x = process.decode(x, network.predict(state, start).prediction, noise.at(state.index))
     return Sample(x if given is None else torch.where(given, prompt, x), network.calls)

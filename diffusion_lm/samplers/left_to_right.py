@@ -15,7 +15,7 @@ from diffusion_lm.model import DenoisingModel
 from diffusion_lm.random import Noise
 from diffusion_lm.samplers.ancestral import Ancestral
 from diffusion_lm.samplers.base import Sample, SamplerState
-from diffusion_lm.shapes import Given, Times, Tokens
+from diffusion_lm.shapes import Bool, Given, Tensor, Times, Tokens
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,8 +34,8 @@ class LeftToRight(Ancestral):
         index, length = state.index.double().unsqueeze(1), state.x.shape[1]
         return 1 - index / length, 1 - (index + 1) / length
 
-    def done(self, state: SamplerState) -> bool:
-        return bool((state.index >= state.x.shape[1]).all())
+    def ended(self, state: SamplerState) -> Bool[Tensor, "B"]:
+        return state.index >= state.x.shape[1]
 
     @torch.no_grad()
     def write(
