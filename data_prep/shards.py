@@ -4,13 +4,13 @@ import hashlib
 import itertools
 import sys
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from diffusion_lm.data.crc import SUFFIX, row_crcs, write_crcs
 from diffusion_lm.data.manifest import DTYPE, TOKENS_KEY, Shard
 from diffusion_lm.files import atomic_path
 
@@ -35,37 +35,30 @@ def _write_shard(
     folder: Path, name: str, split: str, records: Iterator[tuple[int, np.ndarray]], eot_id: int
 ) -> Shard:
     tokens = documents = 0
-    sums: list[int] = []
+    sums: list[np.ndarray] = []
     with atomic_path(folder / name) as temporary:
         with temporary.open("wb") as stream, _webdataset().TarWriter(stream, mtime=0) as writer:
             for number, rows in records:
                 writer.write({"__key__": f"{number:06d}", TOKENS_KEY: rows})
-                sums += [zlib.crc32(row) for row in rows]
+                sums.append(row_crcs(rows))
                 tokens += rows.size
                 documents += int(np.count_nonzero(rows == eot_id))
         size, sha256 = size_and_hash(temporary)
         offsets = _offsets(temporary, rows.dtype)
-        crc_sha256 = _write_sums(folder / f"{name}.crc32", sums)
+        side = write_crcs(folder / f"{name}{SUFFIX}", np.concatenate(sums))
     return Shard(
         shard=name,
         split=split,
-        num_sequences=len(sums),
+        num_sequences=sum(map(len, sums)),
         records=len(offsets),
         bytes=size,
         sha256=sha256,
         offsets=offsets,
         tokens=tokens,
         documents=documents,
-        crc=f"{name}.crc32",
-        crc_sha256=crc_sha256,
+        crc=f"{name}{SUFFIX}",
+        crc_sha256=hashlib.sha256(side).hexdigest(),
     )
-
-
-def _write_sums(path: Path, sums: list[int]) -> str:
-    content = np.array(sums, dtype="<u4").tobytes()
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def size_and_hash(path: Path) -> tuple[int, str]:
