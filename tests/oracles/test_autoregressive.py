@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from diffusion_lm.cache import Cache
 from diffusion_lm.config import build, config_class
 from diffusion_lm.errors import UserError
 from diffusion_lm.experiment import ExperimentConfig, load
@@ -23,7 +24,7 @@ from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
 V, L = 3, 4
 SEQUENCES = torch.tensor(list(itertools.product(range(V), repeat=L)))
 CAUSAL = {
-    "transformer": {"mixer": config_class("mixers", "attention")(causal=True, head_dim=16)},
+    "transformer": {"mixer": config_class("mixers", "attention")(causal=True, head_dim=16, n_kv_heads=1, qk_norm=True)},
     "mamba": {"mixer": config_class("mixers", "mamba2")(head_dim=16, d_state=8)},
     "hybrid": {
         "pattern": "MA",
@@ -94,6 +95,92 @@ def test_samples_follow_the_likelihood(objective, model, toy):
     grouped = torch.cat((counts[common], counts[~common].sum().unsqueeze(0)))
     chances = torch.cat((likelihood[common], likelihood[~common].sum().unsqueeze(0)))
     assert toy.chi_square(grouped[chances > 0], chances[chances > 0]) > 1e-4
+
+
+def test_the_likelihood_is_the_sum_of_cached_conditionals(objective, model):
+    """One token per call, each the exact conditional of the next one."""
+    cache = Cache.empty(len(SEQUENCES))
+    inputs = torch.nn.functional.pad(SEQUENCES, (1, 0), value=model.process.mask_id)
+    total = torch.zeros(len(SEQUENCES), dtype=torch.float64)
+    with torch.no_grad():
+        for i in range(L):
+            said, cache = model.advance(inputs[:, i : i + 1], cache)
+            total += said.logits[:, 0].log_softmax(-1).gather(1, SEQUENCES[:, i : i + 1]).squeeze(1)
+    torch.testing.assert_close(total, log_likelihoods(objective, model), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [[1] * 9, [9], [4, 1, 1, 3], [1, 8]])
+def test_what_is_said_from_the_cache_is_what_is_said_of_the_whole_text(model, pieces):
+    """However the text is cut: the prompt in one call, one token per call, or anything between."""
+    texts = torch.arange(27).view(3, 9) * 7 % V
+    with torch.no_grad():
+        whole = model(Noisy(texts, torch.zeros(3, 1, dtype=torch.float64))).logits
+        inputs = torch.nn.functional.pad(texts[:, :-1], (1, 0), value=model.process.mask_id)
+        cache, end = Cache.empty(3), 0
+        for piece, part in zip(pieces, inputs.split(pieces, 1), strict=True):
+            said, after = model.advance(part, cache)
+            again, _ = model.advance(part, cache)
+            end += piece
+            torch.testing.assert_close(said.logits[:, 0], whole[:, end - 1], rtol=0, atol=1e-5)
+            assert torch.equal(again.logits, said.logits)  # the cache stayed as it was
+            cache = after
+    assert cache.length.tolist() == [9] * 3
+
+
+PROMPTS = {
+    "none": None,
+    "of different lengths": torch.arange(14) < torch.tensor([[3], [0], [9], [14]]),
+    "of one length": (torch.arange(14) < 7).expand(4, 14),
+    "with holes": torch.arange(14) % torch.tensor([[2], [3], [5], [7]]) == 0,
+}
+
+
+@pytest.mark.parametrize("given", PROMPTS.values(), ids=PROMPTS)
+def test_the_cache_draws_what_whole_sequences_draw(model, given):
+    model, noise = model.double(), Noise(6, torch.tensor([2, 11, 5, 7]))
+    prompt = None if given is None else torch.arange(56).view(4, 14) // 3 % V
+    sampler = Sampler(SamplerConfig(), model.process)
+    sample = sampler.write(model, noise, 14, prompt, given)
+    assert torch.equal(sample.tokens, generate(sampler, model, noise, 14, prompt, given).tokens)
+    common = 7 if given is PROMPTS["of one length"] else 1 if given is PROMPTS["with holes"] else 0
+    assert sample.calls.tolist() == [14 - common] * 4
+    alone = None if given is None else (prompt[2:3], given[2:3])
+    row = sampler.write(model, Noise(6, torch.tensor([5])), 14, *(alone or ()))
+    assert torch.equal(row.tokens[0], sample.tokens[2])
+
+
+def test_a_row_ends_where_it_draws_the_end_and_others_go_on(model):
+    """An end that is given is no end."""
+    sampler, noise, end = Sampler(SamplerConfig(), model.process), Noise(8, torch.arange(5)), 1
+    prompt, given = torch.full((5, 24), end), torch.arange(24) < torch.tensor([[0], [2], [1], [0], [5]])
+    free = sampler.write(model, noise, 24, prompt, given)
+    assert free.lengths is None
+    sample = sampler.write(model, noise, 24, prompt, given, end)
+    for row in range(5):
+        text, known = free.tokens[row].tolist(), int(given[row].sum())
+        first = text.index(end, known) if end in text[known:] else 24
+        assert sample.tokens[row].tolist() == text[:first] + [end] * (24 - first)
+        assert int(sample.lengths[row]) == first
+        assert int(sample.calls[row]) == min(24, first + 1)
+    assert len(set(sample.lengths.tolist())) > 1
+
+
+def test_the_size_of_the_cache_is_printed_by_the_sample(model):
+    """Per row and float32: keys and values of a head of 16 per attention layer and input; of a Mamba-2 layer 4 heads of
+    16 x 8 and 3 inputs of a convolution of 64 + 2 x 8 channels."""
+    attention, mamba = 4 * 2 * 16, 4 * (4 * 16 * 8 + 3 * 80)
+    layers = {"Attention": lambda n, kv: attention * n * kv, "Mamba2": lambda n, kv: mamba}
+    for length in (5, 33):
+        sample = Sampler(SamplerConfig(), model.process).write(model, Noise(0, torch.arange(2)), length)
+        mixers = [block.mixer.inner for block in model.denoiser.stack.blocks]
+        each = [layers[type(m).__name__](length, getattr(m, "kv_heads", 0)) for m in mixers]
+        assert sample.cache_bytes == 2 * sum(each)
+
+
+def test_a_conditioning_in_the_sequence_is_refused():
+    typed = ["objective=autoregressive", "sampler=left_to_right", "denoiser.mixer.causal=true"]
+    with pytest.raises(UserError, match=r"conditioning 'token'.*expected adaln, film, additive or none"):
+        load("quickstart", [*typed, "denoiser.conditioning=token"])
 
 
 def test_a_prompt_is_continued_by_its_conditional(objective, model, toy):
