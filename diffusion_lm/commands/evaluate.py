@@ -68,7 +68,7 @@ def _folder(arguments: argparse.Namespace, name: str, runs: list[LoadedRun]) -> 
 
 def _shares(run: LoadedRun, samples: int) -> NgramShares:
     noise = Noise(run.config.evaluation.seed, torch.arange(samples, device=run.device))
-    drawn = draw_tokens(run.model, run.config, noise, run.config.data.length)
+    drawn = draw_tokens(run.model, run.config, noise, run.config.data.length).tokens
     return ngram_shares(drawn.cpu().numpy(), run.config.data, run.config.evaluation.seed)
 
 

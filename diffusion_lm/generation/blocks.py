@@ -8,7 +8,7 @@ noise is a function of (seed, row, block, step). Under absorbing noise a block i
 `num_steps` is that of every block. (Block diffusion: Arriola et al., arXiv 2503.09573, algorithm 2.)
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -22,18 +22,6 @@ from diffusion_lm.samplers.base import Guess, Sample, Sampler, SamplerState
 from diffusion_lm.shapes import Bool, Given, Int, State, Tensor, Times, Tokens
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """What every row begins with: the first `lengths` [B] of its `tokens` [B, P]."""
-
-    tokens: Tokens
-    lengths: Int[Tensor, "B"]
-
-    def given(self) -> Given:
-        """Which of the tokens they are."""
-        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths.unsqueeze(1)
-
-
 @torch.no_grad()
 def generate_blocks(
     sampler: Sampler,
@@ -41,40 +29,39 @@ def generate_blocks(
     noise: Noise,
     length: int,
     block_size: int,
-    prompts: Prompts | None = None,
-    stop: int | None = None,
+    prompt: Tokens | None = None,
+    given: Given | None = None,
+    end: int | None = None,
 ) -> Sample:
     """Draw one text of `length` tokens per row key of `noise`, block by block; the last block is cut.
 
-    A row ends before the first `stop` that it draws, where there is such an id. Raises `UserError` for what has no
-    meaning in blocks.
+    prompt [B, L] holds the tokens of the given positions `given` [B, L], whose number may differ from row to row; whole
+    blocks of them at the start are taken in at once. end: an id that ends the row that draws it; the other rows go on.
+    Raises `UserError` for what has no meaning in blocks.
     """
-    _check(sampler, length, block_size, prompts)
-    rows = Rows(sampler, model, noise, length, block_size, prompts, stop)
-    while not bool(rows.done.all()):
-        rows.advance()
-    return Sample(rows.tokens[:, :length], rows.calls, rows.ends, rows.cache.nbytes())
-
-
-def _check(sampler: Sampler, length: int, block_size: int, prompts: Prompts | None) -> None:
     for name, value in (("length", length), ("block_size", block_size)):
         if value < 1:
             raise UserError(f"{name}: got {value}, expected at least 1")
     if sampler.config.guidance:
         raise UserError(f"guidance: got {sampler.config.guidance}, but it has no meaning in blocks yet; set it to 0")
-    longest = 0 if prompts is None else int(prompts.lengths.max())
-    if longest >= length:
-        raise UserError(
-            f"prompt: {longest} tokens leave no room in {length}; give a shorter prompt or a larger length"
-        )
+    rows = Rows(sampler, model, noise, length, block_size, end)
+    rows.begin(prompt, given)
+    while not bool(rows.done.all()):
+        rows.advance()
+    tokens = rows.tokens[:, :length]
+    if end is None:
+        return Sample(tokens, rows.calls, None, rows.cache.nbytes())
+    written = torch.arange(length, device=tokens.device) < rows.lengths.unsqueeze(1)
+    return Sample(tokens.where(written, end), rows.calls, rows.lengths, rows.cache.nbytes())
 
 
 class Rows:
     """The rows of a batch on their ways.
 
-    tokens: the texts, whole blocks of them [B, T]; block: the active one; taking_in: it is finished, and the next pass
-    takes it in; done: nothing is left to do; ends: where the text ends; calls: passes that a row had a use for. [B]
-    state: the sampler's, of the active blocks.
+    tokens: the texts, whole blocks of them; given: what of them the prompt has filled. [B, T]
+    block: the active one; taking_in: it is finished, and the next pass takes it in; done: nothing is left to do;
+    lengths: tokens before the end; calls: passes that a row had a use for. [B]
+    state: the sampler's, of the active blocks; cache: of the blocks before them.
     """
 
     def __init__(
@@ -84,21 +71,32 @@ class Rows:
         noise: Noise,
         length: int,
         block_size: int,
-        prompts: Prompts | None,
-        stop: int | None,
+        end: int | None,
     ) -> None:
         self.sampler, self.model, self.process = sampler, model, model.process
-        self.length, self.size, self.stop, self.prompted = length, block_size, stop, prompts is not None
-        self.noise, position = noise, noise.position
+        self.noise, self.length, self.size, self.end = noise, length, block_size, end
+        position = noise.position
         self.tokens = position.new_zeros(len(position), -(-length // block_size) * block_size)
-        self.known, self.cache = torch.zeros_like(position), Cache.empty(len(position), position.device)
-        if prompts is not None:
-            self._read(prompts)
-        self.block = self.known // block_size
-        self.calls = (self.block > 0).long()
+        self.given = torch.zeros_like(self.tokens, dtype=torch.bool)
+        self.cache, self.prompted = Cache.empty(len(position), position.device), False
+        self.block = self.calls = torch.zeros_like(position)
         self.taking_in = self.done = torch.zeros_like(position, dtype=torch.bool)
-        self.ends = torch.full_like(position, length)
+        self.lengths = torch.full_like(position, length)
+
+    def begin(self, prompt: Tokens | None, given: Given | None) -> None:
+        """Put the prompts in place and their whole blocks into the cache; start the first blocks."""
+        if prompt is not None and given is not None:
+            self.prompted = True
+            self.tokens[:, : self.length] = prompt.where(given, 0)
+            self.given[:, : self.length] = given
+            known = self.given.cumprod(1).sum(1).clamp(max=self.length - 1)  # something is left to be written
+            whole = int(known.max()) // self.size * self.size
+            if whole:
+                self.cache = self.model.prefill(self.tokens[:, :whole], known, self.size)
+            self.block = known // self.size
+            self.calls = (self.block > 0).long()
         self.state = self._fresh()
+        self._finish(self._shown().all(1), self._clean())
 
     def advance(self) -> None:
         """One pass of the network, for every row what it needs, and what follows from it."""
@@ -111,15 +109,6 @@ class Rows:
         if all_taken or bool(taken.any()):
             self._start(taken)
 
-    def _read(self, prompts: Prompts) -> None:
-        """Put the prompts in place, and their whole blocks into the cache."""
-        self.known = prompts.lengths
-        width = min(prompts.tokens.shape[1], self.tokens.shape[1])
-        self.tokens[:, :width] = prompts.tokens[:, :width].where(prompts.given()[:, :width], 0)
-        whole = int(self.known.max()) // self.size * self.size
-        if whole:
-            self.cache = self.model.prefill(self.tokens[:, :whole], self.known, self.size)
-
     def _place(self) -> Int[Tensor, "B S"]:
         """Places in the text of the active blocks' positions."""
         return self.block.unsqueeze(1) * self.size + torch.arange(self.size, device=self.block.device)
@@ -128,9 +117,9 @@ class Rows:
         """What is known of the active blocks: the prompt's tokens; of a finished block all."""
         return self.tokens.gather(1, self._place())
 
-    def _given(self) -> Given:
+    def _shown(self) -> Given:
         """Positions of the active blocks that the prompt has filled."""
-        return self._place() < self.known.unsqueeze(1)
+        return self.given.gather(1, self._place())
 
     def _fresh(self) -> SamplerState:
         """The active blocks at t = 1; keys of noise: a row's own, and its block above the low 32 bits."""
@@ -139,7 +128,7 @@ class Rows:
         x = self.process.prior(torch.zeros_like(clean), table, noise)
         estimates = (torch.zeros_like(x),) if self.model.self_conditioning else ()
         state = SamplerState(x, torch.zeros_like(self.block), noise, table, estimates)
-        return replace(state, x=_where(self._given(), self.process.encode(clean, table), x))
+        return replace(state, x=_where(self._shown(), self.process.encode(clean, table), x))
 
     def _start(self, rows: Bool[Tensor, "B"]) -> None:
         """Go on with the next block in these rows."""
@@ -149,6 +138,7 @@ class Rows:
         estimates = tuple(_where(rows, a, b) for a, b in zip(fresh.estimates, old.estimates, strict=True))
         index, x = torch.where(rows, fresh.index, old.index), _where(rows, fresh.x, old.x)
         self.state = replace(fresh, x=x, index=index, estimates=estimates)
+        self._finish(rows & self._shown().all(1), self._clean())
 
     def _named(self, rows: Bool[Tensor, "B"]) -> Bool[Tensor, "B"] | None:
         """The rows as the caches want them: None for all of them."""
@@ -156,7 +146,7 @@ class Rows:
 
     def _denoise(self) -> None:
         """One step in the rows that denoise, or the drawing of tokens after the last one; others are taken in."""
-        state, given, clean = self.state, self._given(), self._clean()
+        state, given, clean = self.state, self._shown(), self._clean()
         ended, active = self.sampler.ended(state), ~(self.done | self.taking_in)
         said: list[Readout] = []
         use = self._use()
@@ -200,11 +190,10 @@ class Rows:
         """Write finished blocks down; a row with its end in it, or at the text's length, is done."""
         place = self._place()
         self.tokens = self.tokens.scatter(1, place, _where(rows, tokens, self.tokens.gather(1, place)))
-        if self.stop is not None:
-            stops = (tokens == self.stop) & (place >= self.known.unsqueeze(1)) & rows.unsqueeze(1)
-            first = place.masked_fill(~stops, self.length).amin(1)
-            self.ends = torch.minimum(self.ends, first)
-        over = rows & ((place[:, -1] + 1 >= self.length) | (self.ends < self.length))
+        if self.end is not None:
+            ends = (tokens == self.end) & ~self._shown() & rows.unsqueeze(1)
+            self.lengths = torch.minimum(self.lengths, place.masked_fill(~ends, self.length).amin(1))
+        over = rows & ((place[:, -1] + 1 >= self.length) | (self.lengths < self.length))
         self.done, self.taking_in = self.done | over, self.taking_in | (rows & ~over)
 
 

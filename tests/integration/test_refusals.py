@@ -306,7 +306,8 @@ def test_not_a_run(place):
             "prompt: 32 tokens leave no room in 32; give a shorter prompt or a larger ",
         ),
         (["generate", "--prompt", "abc", "--length", "2"], "prompt: 3 tokens leave no room in 2"),
-        (["generate", "--count", "0"], "count 0 and length 0: expected at least 1 text"),
+        (["generate", "--count", "0"], "count: got 0, expected at least 1"),
+        (["generate", "--length", "0"], "length: got 0, expected at least 1"),
         (
             ["generate", "num_stps=3"],
             "sampler.num_stps: unknown key 'num_stps'; expected one of guidance, num_steps; did you mean ",
