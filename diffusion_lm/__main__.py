@@ -75,8 +75,11 @@ def _generate(commands: Commands) -> list[argparse.ArgumentParser]:
         "overrides", nargs="*", default=[], metavar="key=value", help="of the sampler: num_steps=64, name=ddim, ..."
     )
     generate.add_argument("--count", type=int, default=1, help="number of texts")
-    generate.add_argument("--length", type=int, default=0, help="tokens per text (the training length by default)")
-    generate.add_argument("--prompt", default="", help="text that every sample begins with")
+    generate.add_argument("--length", type=int, help="tokens per text (the training length by default)")
+    generate.add_argument(
+        "--prompt", action="append", default=[], help="what texts begin with; several: --count texts of each"
+    )
+    generate.add_argument("--block-size", type=int, metavar="B", help="tokens of a block (the run's own by default)")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--ema", type=float, metavar="DECAY", help=EMA)
     return [generate]
