@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm.shapes import Positions, Tensor, Tokens
+from diffusion_lm.shapes import Int, Positions, Tensor, Tokens
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def unfold(value: Tensor, count: int) -> Tensor:
     return value.unflatten(0, (-1, count)).flatten(1, 2)
 
 
-def block_positions(position: Positions, count: int) -> Positions:
+def block_positions(position: Positions, count: int) -> Int[Tensor, "R"]:
     """Keys of the noise of every block of some texts. [B] -> [R]
 
     Text p's are p n .. p n + n - 1, so that a global batch of G texts is one of G n rows to whatever counts positions.

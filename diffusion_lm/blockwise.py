@@ -3,6 +3,11 @@
 Blocks are handed to the objective as rows of their own, with keys of noise and times of their own, beside the clean
 texts that they are blocks of (`blocks.py`). Times are stratified over the batch x blocks of an optimiser step. What
 comes out per block is summed over the blocks of a text. (BD3-LM, arXiv 2503.09573, equation 8.)
+
+Prompts are drawn as times are, for each block on its own: in a share `prompt.fraction` of the blocks a prefix (or
+spans) of the block is given, which is clean, marked and not scored. That is what generation meets where a prompt ends
+inside a block; the blocks before it are clean text in any case, whatever `prompt` says. The clean text beside the
+blocks is never marked, nor is it when it is taken into a cache. A block of one token has nothing that could be given.
 """
 
 from dataclasses import replace
@@ -17,7 +22,7 @@ from diffusion_lm.objectives.base import Bound, Loss, Objective, TrainingNoise
 from diffusion_lm.processes.base import Process
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.random import Noise
-from diffusion_lm.shapes import Rows
+from diffusion_lm.shapes import Float, Rows, Tensor
 
 
 def objective_of(
@@ -52,11 +57,6 @@ class Blockwise(Objective):
         found = self.inner.bound(model, rows, replace(noise, position=rows.position), draws)
         return None if found is None else self._of_texts(found, rows.blocks.count)
 
-    def measures(self, model: DenoisingModel, batch: Batch, noise: Noise, draws: int) -> dict[str, Rows]:
-        rows = self._rows(batch)
-        found = self.inner.measures(model, rows, replace(noise, position=rows.position), draws)
-        return {name: value.unflatten(0, (-1, rows.blocks.count)).mean(1) for name, value in found.items()}
-
     def kind(self) -> Kind:
         inner = self.inner.kind()
         return replace(inner, depends_on={**inner.depends_on, "block_size": self.block_size})
@@ -69,7 +69,7 @@ class Blockwise(Objective):
     def _of_texts(self, found: Bound, count: int) -> Bound:
         """Sums over the blocks of each text; the levels of its blocks side by side."""
 
-        def total(value: Rows) -> Rows:
+        def total(value: Float[Tensor, "R"]) -> Rows:
             return value.unflatten(0, (-1, count)).sum(1)
 
         return Bound(

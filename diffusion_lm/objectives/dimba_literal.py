@@ -48,6 +48,7 @@ class DimbaLiteral(GaussianObjective):
     readout = "vector"
     trains_bound = False
     reports_bound = False
+    blockwise = False
     headline = ("val/mse", "val/rounding_accuracy", "val/embedding_spread")
 
     def forward(self, model: DenoisingModel, batch: Batch) -> Loss:
