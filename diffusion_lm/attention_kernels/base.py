@@ -5,7 +5,8 @@ Position i sees j of its own document where, with i and j counted from the docum
     full: always      causal: j <= i      block-causal: floor(j / N) <= floor(i / N).
 
 A kernel turns the pattern into what it works with (a mask, the documents' places) once per call of the network, before
-the layers, and refuses patterns that it cannot do when the config is read.
+the layers, and refuses patterns that it cannot do when the config is read. Kernels are for whole texts, in training and
+outside it; a block that goes on from a cache is served by sdpa whatever the kernel, for its keys are no square.
 """
 
 from abc import ABC, abstractmethod
@@ -53,6 +54,28 @@ class Pattern:
         return seen.unsqueeze(1)
 
 
+@dataclass(frozen=True)
+class BlockPattern:
+    """Which positions see which in block mode, in texts of `count` blocks of `size`, a clean half and a noisy one.
+
+    A clean position sees the clean ones of its own block and of those before it; a noisy one the noisy ones of its own
+    block and the clean ones of those before it. causal: of its own block the earlier positions and itself alone.
+    """
+
+    count: int
+    size: int
+    causal: bool = False
+
+    @property
+    def length(self) -> int:
+        """Positions of a text."""
+        return self.count * self.size
+
+    def is_causal(self) -> bool:
+        """Whether the clean half is plainly causal."""
+        return self.causal or self.size == 1
+
+
 class AttentionKernel(Backend, ABC):
     """One implementation of attention. `pattern` is what the layers of a call share: `prepare`'s answer."""
 
@@ -60,6 +83,11 @@ class AttentionKernel(Backend, ABC):
     def refusal(cls, causal: bool, block_size: int) -> str | None:
         """Why it cannot do that pattern, or None."""
         return None
+
+    @classmethod
+    def block_refusal(cls) -> str | None:
+        """Why it cannot train on noisy blocks beside clean ones, or None, where it has the two methods for them."""
+        return "it cannot train on noisy blocks beside clean ones; set kernel=sdpa or flex"
 
     @abstractmethod
     def prepare(self, pattern: Pattern, length: int, device: torch.device, dtype: torch.dtype) -> Any:
@@ -70,3 +98,13 @@ class AttentionKernel(Backend, ABC):
         self, q: Float[Tensor, "B L H P"], k: Float[Tensor, "B L K P"], v: Float[Tensor, "B L K P"], prepared: Any
     ) -> Float[Tensor, "B L H P"]:
         """Attention of every head; K divides H, and H / K neighbouring heads share keys and values."""
+
+    def prepare_blocks(self, pattern: BlockPattern, device: torch.device, dtype: torch.dtype) -> Any:
+        """What `attend_blocks` needs of the pattern."""
+        raise NotImplementedError(self.block_refusal())
+
+    def attend_blocks(
+        self, q: Float[Tensor, "B2 L H P"], k: Float[Tensor, "B2 L K P"], v: Float[Tensor, "B2 L K P"], prepared: Any
+    ) -> Float[Tensor, "B2 L H P"]:
+        """As `attend`, for clean texts, followed by as many noisy ones."""
+        raise NotImplementedError(self.block_refusal())

@@ -5,12 +5,12 @@ It serves every pattern. On CPU it has no backward pass, so it is not offered th
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from diffusion_lm.attention_kernels.base import AttentionKernel, Pattern
+from diffusion_lm.attention_kernels.base import AttentionKernel, BlockPattern, Pattern
 from diffusion_lm.shapes import Float, Tensor
 
 
@@ -25,6 +25,22 @@ def compiled() -> Callable[..., Tensor]:
     return torch.compile(flex_attention)
 
 
+@lru_cache(maxsize=8)
+def three_parts(pattern: BlockPattern, device: torch.device) -> BlockMask:
+    """The block pattern over rows of 2 L positions, clean text and noisy. There are few of them, so they are kept."""
+    size, length, causal = pattern.size, pattern.length, pattern.causal
+
+    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        noisy, of_noisy = i >= length, j >= length
+        query, key = i % length, j % length
+        own = (query // size == key // size) & (noisy == of_noisy)
+        if causal:
+            own = own & (key <= query)
+        return own | (~of_noisy & (key // size < query // size))
+
+    return create_block_mask(sees, None, None, 2 * length, 2 * length, device)
+
+
 class Flex(AttentionKernel):
     """flex_attention with a block mask."""
 
@@ -32,6 +48,10 @@ class Flex(AttentionKernel):
 
     def __init__(self, config: FlexConfig | None = None) -> None:
         self.config = config
+
+    @classmethod
+    def block_refusal(cls) -> str | None:
+        return None
 
     def prepare(self, pattern: Pattern, length: int, device: torch.device, dtype: torch.dtype) -> BlockMask | None:
         document = pattern.document
@@ -56,3 +76,16 @@ class Flex(AttentionKernel):
         grouped = q.shape[1] != k.shape[1]
         attention = flex_attention if torch.compiler.is_compiling() else compiled()
         return attention(q, k, v, block_mask=prepared, enable_gqa=grouped).transpose(1, 2)
+
+    def prepare_blocks(self, pattern: BlockPattern, device: torch.device, dtype: torch.dtype) -> BlockMask:
+        return three_parts(pattern, device)
+
+    def attend_blocks(
+        self,
+        q: Float[Tensor, "B2 L H P"],
+        k: Float[Tensor, "B2 L K P"],
+        v: Float[Tensor, "B2 L K P"],
+        prepared: BlockMask,
+    ) -> Float[Tensor, "B2 L H P"]:
+        y = self.attend(*(torch.cat(x.chunk(2), 1) for x in (q, k, v)), prepared)
+        return torch.cat(y.chunk(2, 1))

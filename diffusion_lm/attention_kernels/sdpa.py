@@ -1,7 +1,8 @@
 """sdpa: PyTorch's scaled_dot_product_attention, which takes the fastest kernel of the device that serves the call.
 
 Without documents and blocks that is a flash kernel (on CPU too; on Hopper cuDNN's or flash), and no mask exists. Other
-patterns need a mask of L x L, made once per call of the network in the form that the kernels add to the scores.
+patterns need a mask of L x L, made once per call of the network in the form that the kernels add to the scores. Blocks
+beside their clean text go chunk by chunk (layers/block_attention.py).
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from diffusion_lm.attention_kernels.base import AttentionKernel, Pattern
+from diffusion_lm.attention_kernels.base import AttentionKernel, BlockPattern, Pattern
+from diffusion_lm.layers.block_attention import Chunks, over_both
 from diffusion_lm.shapes import Float, Tensor
 
 
@@ -34,6 +36,10 @@ class Sdpa(AttentionKernel):
     def __init__(self, config: SdpaConfig | None = None) -> None:
         self.config = config
 
+    @classmethod
+    def block_refusal(cls) -> str | None:
+        return None
+
     def prepare(self, pattern: Pattern, length: int, device: torch.device, dtype: torch.dtype) -> Mask:
         if pattern.document is None and not pattern.block_size:
             return Mask(pattern.causal)
@@ -48,3 +54,11 @@ class Sdpa(AttentionKernel):
         grouped = q.shape[1] != k.shape[1]
         y = F.scaled_dot_product_attention(q, k, v, added, is_causal=prepared.causal, enable_gqa=grouped)
         return y.transpose(1, 2)
+
+    def prepare_blocks(self, pattern: BlockPattern, device: torch.device, dtype: torch.dtype) -> Chunks:
+        return Chunks.of(pattern, device, dtype)
+
+    def attend_blocks(
+        self, q: Float[Tensor, "B2 L H P"], k: Float[Tensor, "B2 L K P"], v: Float[Tensor, "B2 L K P"], prepared: Chunks
+    ) -> Float[Tensor, "B2 L H P"]:
+        return over_both(q, k, v, prepared)

@@ -3,6 +3,10 @@
 The product of queries, keys and values is one; `n_kv_heads` shares keys and values among neighbouring heads (grouped
 queries, Ainslie et al., arXiv 2305.13245); `qk_norm` divides every query and key by its root mean square before the
 turn (Dehghani et al., arXiv 2302.05442, section 2, in RMSNorm's form). How it is computed: attention_kernels/.
+
+In blocks, training runs the configured kernel over clean texts beside noisy ones; a block of generation goes on from
+turned keys and values (layers/key_value_cache.py) by sdpa, whichever kernel trains. It needs no mask where all rows are
+of one length and the block sees itself whole.
 """
 
 from dataclasses import dataclass, replace
@@ -11,29 +15,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from diffusion_lm.attention_kernels.base import Pattern
+from diffusion_lm.attention_kernels.base import BlockPattern, Pattern
 from diffusion_lm.backends import backend_choice, backend_class
-from diffusion_lm.layers.rotary import check_head_dim, rotary_table, rotate
-from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerCache, MixerConfig, SequenceMixer, check_sizes
+from diffusion_lm.blocks import fold, unfold
+from diffusion_lm.layers.block_attention import Chunks, attend, over_clean
+from diffusion_lm.layers.key_value_cache import KeyValueCache, Room
+from diffusion_lm.layers.rotary import Table, check_head_dim, rotary_at, rotate
+from diffusion_lm.mixers.base import ONE_DOCUMENT, BlockContext, Context, MixerConfig, SequenceMixer, check_sizes
 from diffusion_lm.shapes import Bool, Float, Hidden, Int, Tensor
-
-
-@dataclass(frozen=True)
-class KeyValueCache(MixerCache):
-    """Turned keys and values of every position so far [B, T, K, P], of which each row has its own number [B]."""
-
-    keys: Float[Tensor, "B T K P"]
-    values: Float[Tensor, "B T K P"]
-    length: Int[Tensor, "B"]
-
-    def where(self, rows: Bool[Tensor, "B"], other: "KeyValueCache") -> "KeyValueCache":
-        return KeyValueCache(self.keys, self.values, torch.where(rows, self.length, other.length))
-
-    def repeated(self, times: int) -> "KeyValueCache":
-        raise NotImplementedError
-
-    def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,7 +65,10 @@ class AttentionConfig(MixerConfig):
         return "attention"
 
     def block_refusal(self) -> str | None:
-        return "has a block_size of its own; leave that 0" if self.block_size else None
+        if self.block_size:
+            return "has a block_size of its own; leave that 0"
+        refusal = None if self.kernel == "auto" else backend_class("attention_kernels", self.kernel).block_refusal()
+        return f"has kernel '{self.kernel}': {refusal}" if refusal else None
 
     def kv_heads(self, d_model: int) -> int:
         """Number of heads of keys and values."""
@@ -111,42 +103,80 @@ class Attention(SequenceMixer):
     def prepare(self, x: Hidden, context: Context) -> Context:
         if self.sharing in context.shared:
             return context
-        precision = torch.promote_types(x.dtype, torch.float32)
-        table = rotary_table(x.shape[1], self.config.head_dim, self.config.rope_base, x.device, precision)
+        table = self._table(torch.arange(x.shape[1], device=x.device), x)
         pattern = Pattern.of(self.config.causal, self.config.block_size, context.segment)
         prepared = self.kernel.prepare(pattern, x.shape[1], x.device, product_dtype(x))
         return replace(context, shared={**context.shared, self.sharing: (table, prepared)})
 
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
         table, prepared = self.prepare(x, context).shared[self.sharing]
-        q_and_k, v = (
-            self.qkv(x).unflatten(-1, (-1, self.config.head_dim)).split((self.heads + self.kv_heads, self.kv_heads), 2)
-        )
-        q, k = rotate(self._normed(q_and_k), table).split((self.heads, self.kv_heads), 2)
+        q, k, v = self._heads(x, table)
         return self.out_proj(self.kernel.attend(q, k, v, prepared).flatten(2))
+
+    def prepare_blocks(self, x: Hidden, context: BlockContext) -> Context:
+        key = (*self.sharing, context.count)
+        if key in context.shared:
+            return context
+        pattern = BlockPattern(context.count, x.shape[1], self.config.causal)
+        table = self._table(torch.arange(pattern.length, device=x.device), x)
+        prepared = self.kernel.prepare_blocks(pattern, x.device, product_dtype(x))
+        return replace(context, shared={**context.shared, key: (table, prepared)})
+
+    def over_blocks(self, x: Hidden, count: int, context: Context = ONE_DOCUMENT) -> Hidden:
+        context = context if isinstance(context, BlockContext) else BlockContext(count=count)
+        table, prepared = self.prepare_blocks(x, context).shared[*self.sharing, count]
+        y = self.kernel.attend_blocks(*self._heads(unfold(x, count), table), prepared)
+        return fold(self.out_proj(y.flatten(2)), x.shape[1])
 
     def start(self, x: Hidden) -> KeyValueCache:
         none = x.new_zeros(len(x), 0, self.kv_heads, self.config.head_dim)
-        return KeyValueCache(none, none, torch.zeros(len(x), dtype=torch.long, device=x.device))
+        length = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return KeyValueCache(Room(none, none), length, longest=0, even=True)
+
+    def denoise(self, x: Hidden, cache: KeyValueCache) -> Hidden:
+        return self._beside(x, cache)[0]
 
     def resume(self, x: Hidden, cache: KeyValueCache) -> tuple[Hidden, KeyValueCache]:
-        size, room = x.shape[1], cache.keys.shape[1]
+        return self.commit(x, cache)
+
+    def commit(
+        self, x: Hidden, cache: KeyValueCache, rows: Bool[Tensor, "B"] | None = None
+    ) -> tuple[Hidden, KeyValueCache]:
+        y, room = self._beside(x, cache)
+        return y, cache.after(room, x.shape[1], rows)
+
+    def prefill(self, x: Hidden, count: int, keep: Int[Tensor, "B"]) -> tuple[Hidden, KeyValueCache]:
+        size, x = x.shape[1], unfold(x, count)
+        q, k, v = self._heads(x, self._table(torch.arange(x.shape[1], device=x.device), x))
+        y = over_clean(q, k, v, Chunks.of(BlockPattern(count, size, self.config.causal), x.device, q.dtype))
+        room = Room(k, v).moved(x.shape[1], x.shape[1] + size)
+        return fold(self.out_proj(y.flatten(2)), size), KeyValueCache.of(room, keep * size)
+
+    def _beside(self, x: Hidden, cache: KeyValueCache) -> tuple[Hidden, Room]:
+        """Outputs for a block that follows what is cached, and the room in which it does."""
+        place, end = cache.place(x.shape[1]), cache.longest + x.shape[1]
+        q, k, v = self._heads(x, self._table(place, x))
+        room, mask = cache.beside(k, v), None
+        if not cache.even or (self.config.causal and x.shape[1] > 1):
+            last = place if self.config.causal else place[..., -1:].expand_as(place)
+            mask = torch.arange(end, device=x.device) <= last.unsqueeze(-1)
+            mask = mask.view(-1, 1, x.shape[1], end)
+        y = attend(q, room.keys[:, :end], room.values[:, :end], mask)
+        return self.out_proj(y.flatten(2)), room
+
+    def _heads(
+        self, x: Hidden, table: Table
+    ) -> tuple[Float[Tensor, "B L H P"], Float[Tensor, "B L K P"], Float[Tensor, "B L K P"]]:
+        """Turned queries and keys, and values."""
         parts = self.qkv(x).unflatten(-1, (-1, self.config.head_dim))
         q_and_k, v = parts.split((self.heads + self.kv_heads, self.kv_heads), 2)
+        q, k = rotate(self._normed(q_and_k), table).split((self.heads, self.kv_heads), 2)
+        return q, k, v
+
+    def _table(self, position: Int[Tensor, "*B L"], x: Hidden) -> Table:
+        """Rotary angles at those positions, made in float32 or better."""
         precision = torch.promote_types(x.dtype, torch.float32)
-        cos, sin = rotary_table(room + size, self.config.head_dim, self.config.rope_base, x.device, precision)
-        place = cache.length.unsqueeze(1) + torch.arange(size, device=x.device)
-        rows = zip(self._normed(q_and_k), place, strict=True)
-        turned = [rotate(row.unsqueeze(0), (cos[p], sin[p])) for row, p in rows]
-        q, k = torch.cat(turned).split((self.heads, self.kv_heads), 2)
-        at = place[:, :, None, None].expand_as(k)
-        keys = F.pad(cache.keys, (0, 0, 0, 0, 0, size)).scatter(1, at, k)
-        values = F.pad(cache.values, (0, 0, 0, 0, 0, size)).scatter(1, at, v)
-        last = place if self.config.causal else place[:, -1:].expand_as(place)
-        seen = torch.arange(room + size, device=x.device) <= last.unsqueeze(-1)
-        q, k, v = (value.transpose(1, 2) for value in (q, keys, values))
-        y = F.scaled_dot_product_attention(q, k, v, seen.unsqueeze(1), enable_gqa=self.heads != self.kv_heads)
-        return self.out_proj(y.transpose(1, 2).flatten(2)), KeyValueCache(keys, values, cache.length + size)
+        return rotary_at(position, self.config.head_dim, self.config.rope_base, precision)
 
     def _normed(self, x: Float[Tensor, "B L H P"]) -> Float[Tensor, "B L H P"]:
         """Queries and keys over their root mean squares."""
