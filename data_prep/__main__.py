@@ -1,4 +1,4 @@
-"""Text into shards: `python -m data_prep shard|inspect|verify`. Imports no torch."""
+"""Text into shards: `python -m data_prep COMMAND`. Imports no torch."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+from data_prep.writing_commands import add_commands
 from diffusion_lm.errors import Parser, run_command
 
 
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = Parser(prog="python -m data_prep", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
+    add_commands(commands)
 
     make = commands.add_parser("shard", help="turn documents into WebDataset shards", description=shard.__doc__)
     make.add_argument("--source", default="python-docs", metavar="python-docs|PATH",

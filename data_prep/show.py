@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffusion_lm.data.dataset import ShardedTokens
 from diffusion_lm.data.info import DatasetInfo
-from diffusion_lm.data.tokenizers.base import load_tokenizer
+from diffusion_lm.data.tokenizers.base import dataset_tokenizer
 from diffusion_lm.errors import UserError
 
 
@@ -36,7 +36,7 @@ def show(folder: Path, split: str, windows: int) -> None:
     tokens = ShardedTokens(folder, split)
     if windows < 0:
         raise UserError(f"--windows {windows}: must be 0 or more")
-    tokenizer = load_tokenizer(tokens.info.tokenizer)
+    tokenizer = dataset_tokenizer(tokens.info.path, tokens.info.tokenizer)
     print(summary(tokens.info))
     windows = min(windows, len(tokens))
     for number in range(windows):

@@ -29,8 +29,8 @@ SPLITS = ("train", "val")
 class Shard:
     """One line of the manifest. `offsets` [records]: the byte at which each record's array data begins, so that rows
     can be mapped without walking the tar; every record but a shard's last has `ROWS_PER_RECORD` rows. `tokens`
-    stored in it and `documents` that end in it, 0 where not counted. `crc`: the side file of checksums (`crc.py`), "" where there is
-    none, and its hash. Manifests from before these have the defaults."""
+    stored in it and `documents` that end in it, 0 where not counted. `crc`: the side file of checksums (`crc.py`), ""
+    where there is none, and its hash. Manifests from before these have the defaults."""
 
     shard: str
     split: str
@@ -50,9 +50,9 @@ def manifest_text(shards: Iterable[Shard]) -> str:
     return "".join(json.dumps(asdict(shard)) + "\n" for shard in shards)
 
 
-def read_manifest(folder: Path) -> list[Shard]:
+def read_manifest(folder: Path, name: str = MANIFEST_FILE) -> list[Shard]:
     """The shards of `folder`, in order. Raises `UserError` when the file is missing or not a manifest."""
-    path = folder / MANIFEST_FILE
+    path = folder / name
     try:
         return [Shard(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from diffusion_lm.data.tokenizers.base import names as tokenizers
+from diffusion_lm.data.tokenizers.base import is_known
 from diffusion_lm.errors import UserError
 from diffusion_lm.model import padded
 from diffusion_lm.shapes import Tensor
@@ -176,7 +176,7 @@ def facts(foreign: Foreign, tokenizer: str, ema: float | None) -> dict[str, Any]
     notes = []
     if foreign.setting("model.dropout", "dropout"):
         notes.append("trained with dropout, which this project's transformer does not have")
-    if tokenizer not in tokenizers():
+    if not is_known(tokenizer):
         notes.append(f"tokenizer '{tokenizer}' is not in this project: the model gives logits, and no text")
     if foreign.average is None:
         notes.append("the source does not say whether these are averaged weights")

@@ -134,8 +134,8 @@ def test_the_papers_recipe(size, arm):
     assert facts["mixers"].split() == [kinds[letter] for letter in layers_of(arm, config.denoiser.n_layers)]
 
 
-def test_data_without_the_tokenizer_is_refused():
-    with pytest.raises(UserError, match="tokenizer: no variant 'gpt2'"):
+def test_data_that_is_not_there_is_refused_with_the_command_that_makes_it():
+    with pytest.raises(UserError, match=r"no such folder of shards; make it: .* --tokenizer gpt2 --length 1024"):
         data_facts(preset("240m", "mamba").data)
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer
-from diffusion_lm.data.tokenizers.base import names as tokenizers
+from diffusion_lm.data.tokenizers.base import Tokenizer, is_known, load_tokenizer
 from diffusion_lm.errors import UserError, unknown
 from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.shapes import Tensor
@@ -70,7 +69,7 @@ def load_format(name: str) -> Format:
 
 def tokenizer_of(config: ExperimentConfig) -> Tokenizer | None:
     """The tokenizer that the config names, if this project has it."""
-    return load_tokenizer(config.data.tokenizer) if config.data.tokenizer in tokenizers() else None
+    return load_tokenizer(config.data.tokenizer) if is_known(config.data.tokenizer) else None
 
 
 def vocabulary_of(config: ExperimentConfig, options: Options, rows: int, extra: int, default: int) -> int:
