@@ -145,7 +145,7 @@ class Attention(SequenceMixer):
         y, room = self._beside(x, cache)
         return y, cache.after(room, x.shape[1], rows)
 
-    def prefill(self, x: Hidden, count: int, keep: Int[Tensor, "B"]) -> tuple[Hidden, KeyValueCache]:
+    def prefill(self, x: Hidden, count: int, keep: Int[Tensor, "N"]) -> tuple[Hidden, KeyValueCache]:
         size, x = x.shape[1], unfold(x, count)
         q, k, v = self._heads(x, self._table(torch.arange(x.shape[1], device=x.device), x))
         y = over_clean(q, k, v, Chunks.of(BlockPattern(count, size, self.config.causal), x.device, q.dtype))
@@ -173,7 +173,7 @@ class Attention(SequenceMixer):
         q, k = rotate(self._normed(q_and_k), table).split((self.heads, self.kv_heads), 2)
         return q, k, v
 
-    def _table(self, position: Int[Tensor, "*B L"], x: Hidden) -> Table:
+    def _table(self, position: Int[Tensor, "*B L"], x: Tensor) -> Table:
         """Rotary angles at those positions, made in float32 or better."""
         precision = torch.promote_types(x.dtype, torch.float32)
         return rotary_at(position, self.config.head_dim, self.config.rope_base, precision)

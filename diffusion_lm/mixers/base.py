@@ -146,7 +146,7 @@ class SequenceMixer(nn.Module, ABC):
         y, after = self.resume(x, cache)
         return y, after if rows is None else after.where(rows, cache)
 
-    def prefill(self, x: Hidden, count: int, keep: Int[Tensor, "B"]) -> tuple[Hidden, MixerCache]:
+    def prefill(self, x: Hidden, count: int, keep: Int[Tensor, "N"]) -> tuple[Hidden, MixerCache]:
         """Outputs for `count` clean blocks per text, as rows [R, S, D], and the cache of the first `keep` of each."""
         blocks, outputs = unfold(x, count).split(x.shape[1], 1), []
         cache = self.start(blocks[0])
