@@ -1,4 +1,5 @@
-"""A folder, or one file, of texts: `.txt` (a file is a document) and JSON lines, perhaps compressed, with a `text`."""
+"""A folder, or one file, of texts: `.txt` (a file is a document), and JSON lines, perhaps compressed, or Parquet with a
+`text`."""
 
 import gzip
 import json
@@ -14,10 +15,13 @@ from data_prep.compressed import open_plain, open_zstd
 from data_prep.sources import Source
 from diffusion_lm.errors import UserError
 
+REPLACED = re.compile(r"shard_\d+.*_old(?![A-Za-z0-9]).*")
+"""Names of files that DCLM-baseline replaced by others; copies of it may hold both."""
+
 
 class TextFiles(Source):
-    """Files in the order of their relative paths; hidden files and folders are left out. Raises `UserError` when there
-    is none that can be read."""
+    """Files in the order of their relative paths; hidden files and folders are left out, and in a folder the files that
+    DCLM replaced. Raises `UserError` when there is none that can be read."""
 
     def __init__(self, path: Path, *, field: str = "text", by_line: bool = False, option: str = "--source"):
         """`field` of a JSON line is the text; `by_line`: every line of a `.txt` is a text, with its line end."""
@@ -25,8 +29,10 @@ class TextFiles(Source):
         self.field, self.by_line = field, by_line
         self.name = str(path.resolve())
         self.path = path
-        self.files = [path] if path.is_file() else _below(path)
-        self.files = [file for file in self.files if reader_of(file)]
+        readable = [file for file in ([path] if path.is_file() else _below(path)) if reader_of(file)]
+        self.files = [file for file in readable if file == path or not REPLACED.fullmatch(file.name)]
+        if replaced := len(readable) - len(self.files):
+            self.notes["files with _old in their names left out (DCLM replaced them)"] = replaced
         if not self.files:
             what = "a file of unknown type" if path.is_file() else "no text file in it"
             raise UserError(f"{option} '{path}': {what}; expected {', '.join(READERS)}")
@@ -34,10 +40,14 @@ class TextFiles(Source):
     def documents(self) -> Iterator[str]:
         """The texts of all files, streamed line by line."""
         for path in self.files:
-            try:
-                yield from reader_of(path)(self, path)
-            except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-                raise UserError(f"{path}: cannot be read to its end ({error}); repair or remove it") from None
+            yield from self.read(path)
+
+    def read(self, path: Path) -> Iterator[str]:
+        """The texts of one file."""
+        try:
+            yield from reader_of(path)(self, path)
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+            raise UserError(f"{path}: cannot be read to its end ({error}); repair or remove it") from None
 
     def facts(self) -> dict:
         """Number and size on disk of the files."""
@@ -61,7 +71,30 @@ class TextFiles(Source):
                 if text is not None:
                     yield text
                 elif line.strip():
-                    self.notes[f"bad lines skipped (not JSON, or no field '{self.field}' that holds Unicode text)"] += 1
+                    self.notes[self._bad] += 1
+
+    def parquet_rows(self, path: Path) -> Iterator[str]:
+        """The text of each row that has one, read a batch of rows at a time; other rows count as bad lines."""
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            with pyarrow.parquet.ParquetFile(path) as table:
+                if self.field not in table.schema_arrow.names:
+                    self.notes[self._bad] += table.metadata.num_rows
+                    return
+                for batch in table.iter_batches(batch_size=1024, columns=[self.field]):
+                    for text in batch.column(0).to_pylist():
+                        if isinstance(text, str):
+                            yield text
+                        else:
+                            self.notes[self._bad] += 1
+        except pyarrow.ArrowException as error:
+            raise EOFError(str(error).partition("\n")[0]) from None
+
+    @property
+    def _bad(self) -> str:
+        return f"bad lines skipped (not JSON, or no field '{self.field}' that holds Unicode text)"
 
     def gzip_lines(self, path: Path) -> Iterator[str]:
         """`json_lines` of a gzip file."""
@@ -78,6 +111,10 @@ READERS = {
     ".jsonl.gz": TextFiles.gzip_lines,
     ".jsonl.zst": TextFiles.zstd_lines,
     ".jsonl.zstd": TextFiles.zstd_lines,
+    ".json.gz": TextFiles.gzip_lines,
+    ".json.zst": TextFiles.zstd_lines,
+    ".json.zstd": TextFiles.zstd_lines,
+    ".parquet": TextFiles.parquet_rows,
 }
 
 

@@ -3,6 +3,8 @@
 import gzip
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 
@@ -24,6 +26,7 @@ def frames(lines):
 
 PACKERS = {"jsonl": b"".join, "jsonl.gz": lambda lines: gzip.compress(b"".join(lines)), "jsonl.zst": frames}
 PACKERS["jsonl.zstd"] = lambda lines: zstandard.ZstdCompressor().compress(b"".join(lines))
+PACKERS |= {f"json.{ending}": PACKERS[f"jsonl.{ending}"] for ending in ("gz", "zst", "zstd")}
 
 
 @pytest.mark.parametrize("kind", PACKERS)
@@ -35,6 +38,31 @@ def test_json_lines(tmp_path, kind):
     source = open_source(str(path))
     assert list(source.documents()) == TEXTS
     assert list(source.notes.values()) == [len(bad)]
+
+
+def test_parquet(tmp_path):
+    """Rows over several groups; rows without text, and files without the column, are bad lines."""
+    texts = [f"{number} Größe" for number in range(3000)]
+    table = pyarrow.table({"url": ["x"] * 3002, "text": [*texts, None, "last"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=700)
+    pyarrow.parquet.write_table(pyarrow.table({"words": ["x", "y"]}), tmp_path / "b.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2, 3]}), tmp_path / "c.parquet")
+    source = open_source(str(tmp_path))
+    assert list(source.documents()) == [*texts, "last"]
+    assert list(source.notes.values()) == [1 + 2 + 3]
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read to its end"):
+        list(open_source(str(tmp_path)).documents())
+
+
+def test_files_that_dclm_replaced_are_left_out_of_folders(tmp_path):
+    names = ["shard_00000030_processed.jsonl", "shard_00000031_processed.jsonl", "shard_00000031_processed_old.jsonl"]
+    for name in [*names, "old_texts.jsonl", "my_old_text.txt"]:
+        (tmp_path / name).write_text(json.dumps({"text": name}))
+    source = open_source(str(tmp_path))
+    assert sorted(path.name for path in source.files) == ["my_old_text.txt", "old_texts.jsonl", *names[:2]]
+    assert list(source.notes.values()) == [1]
+    assert list(open_source(str(tmp_path / names[2])).documents()) == [names[2]]
 
 
 def test_another_field_and_lines_as_texts(tmp_path):
