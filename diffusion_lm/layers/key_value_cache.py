@@ -45,7 +45,7 @@ class Room:
         self.keys[rows, place], self.values[rows, place] = k, v
 
 
-def _moved(values: Float[Tensor, "B T K P"], used: int, spare: int) -> Float[Tensor, "B T K P"]:
+def _moved(values: Float[Tensor, "B T K P"], used: int, spare: int) -> Float[Tensor, "B room K P"]:
     return torch.nn.functional.pad(values[:, :used], (0, 0, 0, 0, 0, spare))
 
 
