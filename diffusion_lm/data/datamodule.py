@@ -1,21 +1,20 @@
 """Shards to batches, for Lightning: an endless training loader that starts where the optimiser stands, and a fixed
 validation set. The only state is the optimiser's step."""
 
-import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 
 import lightning
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
-from diffusion_lm.data.dataset import ShardedTokens
 from diffusion_lm.data.info import TokenDataConfig, data_facts
-from diffusion_lm.data.order import TrainingOrder, spread_evenly
-from diffusion_lm.data.segments import document_ends, segments
+from diffusion_lm.data.loader import BatchKeys, make_loader
+from diffusion_lm.data.open import open_order, open_tokens
+from diffusion_lm.data.order import Order, spread_evenly
+from diffusion_lm.data.reader import TokenReader
+from diffusion_lm.data.segments import document_ends
 from diffusion_lm.errors import UserError
-
-Key = tuple[int, int]  # (position, index of the sequence in its split)
 
 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
@@ -31,11 +30,11 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
     return steps
 
 
-def open_split(config: TokenDataConfig, split: str) -> ShardedTokens:
+def open_split(config: TokenDataConfig, split: str) -> TokenReader:
     """The sequences of a split. Raises `UserError` when a shard is missing or cut, or there is no sequence."""
-    tokens = ShardedTokens(config.path, split)
+    tokens = open_tokens(config, split)
     if not len(tokens):
-        raise UserError(f"{config.path}: no {split} sequences; make shards with another --val-fraction")
+        raise UserError(f"{tokens.info.path}: no {split} sequences; make shards with another --val-fraction")
     return tokens
 
 
@@ -47,6 +46,10 @@ class TokenDataModule(lightning.LightningDataModule):
     k * global_batch .. (k + 1) * global_batch - 1 of the training order; rank r of W takes the r-th W-th of them. In
     validation, position is the sequence's index in the split. Needs a Trainer with `use_distributed_sampler=False`;
     without a Trainer it serves rank 0 of 1 from step 0. `start_position` overrides where training starts.
+
+    A checkpoint keeps how many sequences were consumed; it goes on with any number of devices and reading processes,
+    and with another `global_batch` where one of the two is a multiple of the other and what was consumed is whole
+    batches of the new one. `skipped` has the sequences that were left out for damage, by index, and is told at the end.
     Raises `UserError` when the dataset is not what `config` says, or the batches cannot be cut as asked.
     """
 
@@ -62,63 +65,86 @@ class TokenDataModule(lightning.LightningDataModule):
         self.global_batch = global_batch
         self.micro_batch = micro_batch
         self.start_position: int | None = None
+        self.skipped: dict[int, str] = {}
+        self._resumed = (0, 0)  # the optimiser's step, and the sequences that were consumed by then
 
     def train_dataloader(self) -> DataLoader:
         """Endless; has no length, so that Lightning counts steps only."""
         rank, world_size = self._place()
         accumulation_steps(self.global_batch, self.micro_batch, world_size)
-        return self._loader("train", _TrainBatches(self, rank, world_size, len(open_split(self.config, "train"))))
+        tokens = open_split(self.config, "train")
+        order = open_order(self.config, tokens, self.seed)
+        return self._loader(tokens, _TrainBatches(self, order, rank, world_size))
 
     def val_dataloader(self) -> DataLoader:
         """The same sequences in the same order at every call. With several ranks, rank r gets every W-th from r on;
         up to W - 1 of the last are left out so that all ranks have equally many, none twice."""
         rank, world_size = self._place()
-        n = len(open_split(self.config, "val"))
+        tokens = open_split(self.config, "val")
+        n = len(tokens)
         count = min(self.config.val_sequences or n, n)
         chosen = spread_evenly(count, n)
-        mine = chosen[rank::world_size][: count // world_size].tolist()
-        if not mine:
-            raise UserError(f"{self.config.path}: {count} validation sequences are too few for {world_size} devices")
-        keys = [(index, index) for index in mine]
-        batches = [keys[i : i + self.micro_batch] for i in range(0, len(keys), self.micro_batch)]
-        return self._loader("val", batches)
+        mine = chosen[rank::world_size][: count // world_size]
+        if not len(mine):
+            raise UserError(f"{tokens.info.path}: {count} validation sequences are too few for {world_size} devices")
+        parts = [mine[i : i + self.micro_batch] for i in range(0, len(mine), self.micro_batch)]
+        return self._loader(tokens, [BatchKeys(part, part) for part in parts])
 
     @property
     def position(self) -> int:
         """Where in the training order the next optimiser step begins."""
         if self.start_position is not None:
             return self.start_position
-        return (self.trainer.global_step if self.trainer else 0) * self.global_batch
+        step, consumed = self._resumed
+        return consumed + ((self.trainer.global_step if self.trainer else 0) - step) * self.global_batch
 
     def state_dict(self) -> dict:
-        """What a checkpoint needs in order to refuse another order; the place itself follows from the step."""
-        return {**self._identity(), "consumed": self.position}
+        """What was consumed, at which step, and what a checkpoint needs in order to refuse another order."""
+        step = self.trainer.global_step if self.trainer else 0
+        return {**self._identity(), "global_batch": self.global_batch, "consumed": self.position, "step": step}
 
     def load_state_dict(self, state: dict) -> None:
-        """Raise `UserError` when the checkpoint was trained on another corpus, seed or global batch."""
+        """Go on where `state` was made. Raise `UserError` when it is of another corpus, seed or order, or when its
+        place does not lie between two of this run's global batches."""
         for name, expected in self._identity().items():
-            if state[name] != expected:
+            if state.get(name, expected) != expected:
                 raise UserError(
                     f"data: the checkpoint was trained with {name}={state[name]}, this run has {name}={expected}; "
                     "resuming would repeat or leave out sequences: start another run"
                 )
+        old, new, consumed = state["global_batch"], self.global_batch, state["consumed"]
+        if (old % new and new % old) or consumed % new:
+            raise UserError(
+                f"data: the checkpoint was trained with global_batch={old} and has consumed {consumed} sequences, this "
+                f"run has global_batch={new}; expected a multiple or a divisor of {old} that divides {consumed}"
+            )
+        self._resumed = (state.get("step", consumed // old), consumed)
+
+    def teardown(self, stage: str) -> None:
+        """Tell how many sequences were left out."""
+        if self.skipped:
+            print(f"data: {len(self.skipped)} damaged sequences were left out on this device", file=sys.stderr)
 
     def _identity(self) -> dict:
-        return {"corpus_hash": self.info.corpus_hash, "seed": self.seed, "global_batch": self.global_batch}
+        blocks = f"blocks of {self.config.block_shards} shards"
+        order = blocks if self.config.shuffle == "blocks" else self.config.shuffle
+        return {"corpus_hash": self.info.corpus_hash, "seed": self.seed, "order": order}
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, split: str, batches) -> DataLoader:
-        return DataLoader(
-            _Rows(open_split(self.config, split), self.ends),
-            batch_sampler=batches,
-            collate_fn=_as_is,
-            worker_init_fn=_leave_signals_to_the_trainer,
-            num_workers=self.config.num_workers,
-            persistent_workers=self.config.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed),  # else each new iterator draws from the global one
+    def _note(self, skipped: Mapping[int, str]) -> None:
+        for index, why in skipped.items():
+            if index not in self.skipped:
+                self.skipped[index] = why
+                print(f"data: left out {why}", file=sys.stderr, flush=True)
+        logger = getattr(self.trainer, "logger", None)
+        if skipped and logger is not None:
+            logger.log_metrics({"data/skipped_sequences": len(self.skipped)}, self.trainer.global_step)
+
+    def _loader(self, tokens: TokenReader, batches) -> DataLoader:
+        return make_loader(
+            tokens, batches, ends=self.ends, seed=self.seed, workers=self.config.num_workers, skipped=self._note
         )
 
 
@@ -126,44 +152,20 @@ class _TrainBatches:
     """The keys of one rank's micro-batches, for ever. No `__len__`. PyTorch hands whole batches to its reading
     processes in turn and returns them in order, so their number changes nothing."""
 
-    def __init__(self, module: TokenDataModule, rank: int, world_size: int, n: int):
+    def __init__(self, module: TokenDataModule, order: Order, rank: int, world_size: int):
         self._module = module
         self._rank = rank
         self._per_rank = module.global_batch // world_size
-        self._order = TrainingOrder(n, module.seed)
+        self._order = order
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        micro = self._module.micro_batch
+    def __iter__(self) -> Iterator[BatchKeys]:
+        micro, told = self._module.micro_batch, ()
         # asked at each new iteration, not at construction: Lightning restores the step in between
         first = self._module.position + self._rank * self._per_rank
         while True:
             for start in range(first, first + self._per_rank, micro):
-                yield [(position, self._order.index_at(position)) for position in range(start, start + micro)]
+                positions = np.arange(start, start + micro)
+                soon = tuple(self._order.soon(start))
+                yield BatchKeys(positions, self._order.indices_at(positions), soon if soon != told else ())
+                told = soon
             first += self._module.global_batch
-
-
-class _Rows:
-    """A map-style dataset that is asked for whole batches; `ends` is the id that ends a document to be isolated."""
-
-    def __init__(self, tokens: ShardedTokens, ends: int | None):
-        self._tokens = tokens
-        self._ends = ends
-
-    def __getitems__(self, keys: list[Key]) -> dict[str, torch.Tensor]:
-        rows = np.stack([self._tokens[index] for _, index in keys])
-        batch = {"tokens": torch.from_numpy(rows), "position": torch.tensor([position for position, _ in keys])}
-        return batch if self._ends is None else batch | {"segment": torch.from_numpy(segments(rows, self._ends))}
-
-
-def _as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return batch
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole process group must not end the readers before the trainer has written its checkpoint.
-
-    The second SIGTERM does: it may be the trainer's own.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

@@ -1,64 +1,129 @@
-"""Random access to the token sequences of a split, by memory-mapping its shards."""
+"""Random access to the token sequences of a split, by memory-mapping its shards; every row is checked on every read."""
 
+import hashlib
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from diffusion_lm.data.crc import CRC_DTYPE, row_crcs
+from diffusion_lm.data.files import Files, LocalFiles
 from diffusion_lm.data.info import DatasetInfo
-from diffusion_lm.data.manifest import ROWS_PER_RECORD, SPLITS, Shard, corpus_hash, read_manifest
+from diffusion_lm.data.manifest import ROWS_PER_RECORD, Shard, corpus_hash, read_manifest
+from diffusion_lm.data.reader import Place, TokenReader
+from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, size_problem
 from diffusion_lm.errors import UserError, unknown
 
 
-class ShardedTokens:
-    """The sequences of one split: ``tokens[i] -> int64 [L]``, ``len(tokens)``.
+@dataclass(slots=True)
+class OpenShard:
+    """windows [n, L]: the L stored ids that begin at each multiple of an id's size; crcs [m], None where there are
+    none; problem: why nothing, or not all, can be read."""
 
-    Opening checks that every shard is there and has the manifest's size; content is checked by `python -m data_prep
-    verify`. Maps are opened when first needed and are not pickled, so that an instance may go to reading processes.
-    Raises `UserError` for a folder that is no whole dataset, an unknown split, and a shard that is missing or cut.
+    windows: np.ndarray
+    crcs: np.ndarray | None
+    problem: str | None
+
+
+class ShardedTokens(TokenReader):
+    """The sequences of one split of a dataset in this project's own format.
+
+    Opening checks that every shard is there and has the manifest's size (with `on_damage` ``skip`` what is gone is left
+    out); content is checked row by row as it is read, where there are checksums, and by `python -m data_prep verify`.
+    A few shards are mapped at a time. Raises `UserError` for a folder that is no whole dataset, an unknown split, and a
+    shard that is missing or cut.
     """
 
-    def __init__(self, path: str | Path, split: str):
+    def __init__(self, path: str | Path, split: str, on_damage: str = "error", files: Files | None = None):
         self.info = DatasetInfo.load(path)
-        if split not in SPLITS:
-            raise unknown("split", split, SPLITS)
-        self.split = split
-        shards = read_manifest(self.info.path)
-        if corpus_hash(self.info.content_facts(), shards) != self.info.corpus_hash:
-            raise UserError(f"{path}: manifest.jsonl and dataset.json do not belong together; make the shards again")
-        self._shards = [shard for shard in shards if shard.split == split]
-        for shard in self._shards:
-            check_shard(self.info.path, shard)
-        self._starts = np.cumsum([0, *(shard.num_sequences for shard in self._shards)])
-        self._maps: dict[int, np.ndarray] = {}
+        self.split, self.on_damage = split, on_damage
+        self.index = ShardIndex(shards_of(self.info, split))
+        self.files = files or LocalFiles(self.info.path)
+        if on_damage == "error" and not self.files.remote:
+            check_sizes(self.info.path, self.index)
+        self._dtype = np.dtype(self.info.dtype)
+        self._open = Recent()
+        self._side_checked: set[int] = set()
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self.index)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Sequence `index` as int64 [L], a copy."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {len(self)}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        record, row = divmod(int(index - self._starts[number]), ROWS_PER_RECORD)
-        width = self.info.length * np.dtype(self.info.dtype).itemsize
-        start = self._shards[number].offsets[record] + row * width
-        return self._map(number)[start : start + width].view(self.info.dtype).astype(np.int64)
+    def place(self, index: int) -> Place:
+        """See the contract."""
+        number = int(self.index.shards_of(np.array([index]))[0])
+        return Place(self.index.names[number], *divmod(index - int(self.index.starts[number]), ROWS_PER_RECORD))
 
-    def _map(self, number: int) -> np.ndarray:
-        if number not in self._maps:
-            self._maps[number] = np.memmap(self.info.path / self._shards[number].shard, dtype=np.uint8, mode="r")
-        return self._maps[number]
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """See the contract. Rows are gathered shard by shard, and checked in the same pass."""
+        rows, damage = np.zeros((len(indices), self.info.length), np.int64), {}
+        for number, at in self.index.by_shard(indices):
+            shard = self._open.get(number, self._map)
+            within = indices[at] - self.index.starts[number]
+            record, row = np.divmod(within, ROWS_PER_RECORD)
+            first = self.index.offset(number, record) // self._dtype.itemsize + row * self.info.length
+            there = first < len(shard.windows)
+            stored = shard.windows[first[there]]
+            rows[at[there]] = stored
+            damage |= {int(place): shard.problem or "the shard is cut" for place in at[~there]}
+            if shard.crcs is not None and there.any():
+                wrong = row_crcs(stored) != shard.crcs[within[there]]
+                damage |= {int(place): "its CRC-32 differs from the one written" for place in at[there][wrong]}
+        return rows, damage
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": {}}
+    def after(self, index: int) -> int:
+        """Past the whole shard where nothing of it can be read."""
+        number = int(self.index.shards_of(np.array([index]))[0])
+        lost = not len(self._open.get(number, self._map).windows)
+        return int(self.index.starts[number + 1] if lost else index + 1) % len(self)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """See the contract."""
+        numbers = dict.fromkeys(self.index.shards_of(np.asarray(indices)).tolist())
+        self.files.prefetch([wanted for number in numbers for wanted in self.index.wanted(number)])
+
+    def _map(self, number: int) -> OpenShard:
+        path = self.files.find(self.index.wanted(number)[0])
+        problem = size_problem(path, int(self.index.bytes[number]))
+        empty = OpenShard(np.empty((0, self.info.length), self._dtype), None, problem)
+        if not path.is_file() or path.stat().st_size < self._dtype.itemsize * self.info.length:
+            return empty
+        crcs, wrong = self._checksums(number)
+        if wrong:
+            empty.problem = wrong
+            return empty
+        ids = _mapped(path, self._dtype)
+        windows = np.lib.stride_tricks.sliding_window_view(ids, self.info.length)
+        return OpenShard(windows, crcs, problem)
+
+    def _checksums(self, number: int) -> tuple[np.ndarray | None, str | None]:
+        """The checksums of a shard's sequences, or what is wrong with their file, whose hash is checked once."""
+        if len(self.index.wanted(number)) == 1:
+            return None, None
+        side = self.index.wanted(number)[1]
+        path = self.files.find(side)
+        if not path.is_file() or path.stat().st_size != side.bytes:
+            return None, f"its checksums, {side.name}, are missing or cut"
+        crcs = _mapped(path, CRC_DTYPE)
+        if number not in self._side_checked and hashlib.sha256(crcs).hexdigest() != side.sha256:
+            return None, f"its checksums, {side.name}, are not those written"
+        self._side_checked.add(number)
+        return crcs, None
 
 
-def check_shard(folder: Path, shard: Shard) -> None:
-    """Raise `UserError` when a shard is missing or has not the manifest's size."""
-    path = folder / shard.shard
-    again = "make the shards again in an empty folder, or copy that file again"
-    if not path.is_file():
-        raise UserError(f"{path}: shard is missing; {again}")
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise UserError(f"{path}: shard has {size} bytes, the manifest says {shard.bytes}; {again}")
+def shards_of(info: DatasetInfo, split: str) -> list[Shard]:
+    """The shards of a split, in order. Raises `UserError` for an unknown split, or a manifest of another dataset."""
+    if split not in info.splits:
+        raise unknown("split", split, info.splits)
+    shards = read_manifest(info.path, info.manifest)
+    if corpus_hash(info.content_facts(), shards) != info.corpus_hash:
+        raise UserError(f"{info.path}: {info.manifest} and dataset.json do not belong together; make the shards again")
+    return [shard for shard in shards if shard.split == split]
+
+
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+    """A file as an array [n]; bytes at its end that are no whole number are left out."""
+    with path.open("rb") as stream:
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(content, dtype, len(content) // dtype.itemsize)

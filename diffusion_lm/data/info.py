@@ -1,24 +1,60 @@
 """What is known of a dataset without reading its tokens, and what an experiment says of the data it wants."""
 
+import hashlib
 import json
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
-from diffusion_lm.data.manifest import DATASET_FILE, INCOMPLETE_FILE, VERSION
-from diffusion_lm.data.tokenizers.base import load_tokenizer
+from diffusion_lm.config import choice
+from diffusion_lm.data.fetch import is_remote
+from diffusion_lm.data.files import cache_root, cached_facts
+from diffusion_lm.data.manifest import DATASET_FILE, INCOMPLETE_FILE, MANIFEST_FILE, VERSION
+from diffusion_lm.data.tokenizers.base import load_tokenizer, stored_name
 from diffusion_lm.errors import UserError
+
+MARKED = "each followed by eot_id"
+"""In the words of a dataset's packing, that documents end with an id of their own."""
 
 
 @dataclass(kw_only=True, slots=True)
 class TokenDataConfig:
     """Which shards, and how they are read."""
 
-    path: str = "shards/python_docs"  # a folder made by `python -m data_prep shard`
+    path: str = "shards/python_docs"  # a folder made by `python -m data_prep shard`, or its URL
+    sources: dict[str, float] = field(default_factory=dict)  # several folders with their weights, in the place of path
     length: int = 128  # tokens per sequence; the shards' own
     tokenizer: str = "bytes"  # the shards' own
     num_workers: int = 0  # reading processes per device; the order of the data does not depend on it
     val_sequences: int = 256  # validation sequences used at most, spread evenly over the split; 0 = all
     isolate_documents: bool = False  # positions of different documents in a window do not see each other
+    shuffle: str = choice("sequences", "blocks")  # what is mixed: all sequences, or those of a few shards at a time
+    block_shards: int = 16  # shards of a block
+    on_damage: str = choice("error", "skip")  # a damaged sequence ends the run, or is left out, counted and told
+    cache: str = ""  # folder for shards of a URL; "" is $DIFFUSION_LM_CACHE, else ~/.cache/diffusion_lm
+    cache_gb: float = 50.0  # what it may hold
+
+    def __post_init__(self) -> None:
+        if self.block_shards < 1:
+            raise ValueError(f"block_shards: got {self.block_shards}, expected 1 or more")
+        if not self.cache_gb > 0:
+            raise ValueError(f"cache_gb: got {self.cache_gb}, expected more than 0")
+        for path, weight in self.sources.items():
+            if not 0 < weight < float("inf"):
+                raise ValueError(f"sources: got weight {weight} for {path}, expected more than 0; leave the source out")
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """Keys without effect."""
+        remote = any(is_remote(place) for place in self.places())
+        why = {"data.path": "data.sources names the folders"} if self.sources else {}
+        why |= {} if self.shuffle == "blocks" else {"data.block_shards": "data.shuffle=sequences has no blocks"}
+        local = "every folder is on this machine, and nothing is copied"
+        return why | ({} if remote else {"data.cache": local, "data.cache_gb": local})
+
+    def places(self) -> list[str]:
+        """The folders and URLs that are read."""
+        return list(self.sources) or [self.path]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +99,21 @@ class DatasetInfo:
     parts: int = 0  # the parts that were tokenised on their own and merged; 0: made in one piece
     entropy_rate: float | None = None  # nats per token that no model can go below; of synthetic sources
     code_version: str = ""  # of the code that made it
+    format: str = "records"  # how a shard is read: `open.py` has the readers
+    manifest: str = MANIFEST_FILE
+    root: str = ""  # the folder of the shards, where they do not lie beside `dataset.json`
+    dialect: dict = field(default_factory=dict)  # of shards that others made
 
     @classmethod
-    def load(cls, path: str | Path, *, tokenizer: str = "bytes", length: int = 128) -> "DatasetInfo":
-        """Read `path`/dataset.json. `tokenizer` and `length` only fill the command that an error message gives.
+    def load(
+        cls, path: str | Path, *, tokenizer: str = "bytes", length: int = 128, cache: str = ""
+    ) -> "DatasetInfo":
+        """Read `path`/dataset.json. `tokenizer` and `length` only fill the command that an error message gives. Of a
+        URL dataset.json and manifest are copied into `cache`.
 
         Raises `UserError` when the folder does not exist, is not a whole dataset, or is of another version.
         """
-        path = Path(path)
+        path = cached_facts(str(path), cache_root(cache)) if is_remote(str(path)) else Path(path)
         make = shard_command("python-docs", path, tokenizer, length)
         if not path.is_dir():
             raise UserError(f"{path}: no such folder of shards; make it: {make}")
@@ -117,24 +160,29 @@ def data_facts(config: TokenDataConfig) -> DatasetInfo:
         got = f"num_workers={config.num_workers}, val_sequences={config.val_sequences}"
         raise UserError(f"data: {got}; both must be 0 or more")
     tokenizer = load_tokenizer(config.tokenizer)
-    info = DatasetInfo.load(config.path, tokenizer=config.tokenizer, length=config.length)
-    for name in ("tokenizer", "length"):
-        if getattr(info, name) != getattr(config, name):
-            raise _mismatch(name, config, info)
-    if info.tokenizer_fingerprint != tokenizer.fingerprint:
+    infos = [_facts_of(place, config, tokenizer.fingerprint) for place in config.places()]
+    return mixed_info(infos, config.sources) if config.sources else infos[0]
+
+
+def _facts_of(place: str, config: TokenDataConfig, fingerprint: str) -> DatasetInfo:
+    info = DatasetInfo.load(place, tokenizer=config.tokenizer, length=config.length, cache=config.cache)
+    for name, wanted in (("tokenizer", stored_name(config.tokenizer)), ("length", config.length)):
+        if getattr(info, name) != wanted:
+            raise _mismatch(name, place, config, info)
+    if info.tokenizer_fingerprint != fingerprint:
         raise UserError(
-            f"{config.path}: made with a tokenizer '{info.tokenizer}' of fingerprint {info.tokenizer_fingerprint}, "
-            f"the one installed has {tokenizer.fingerprint}; make the shards again"
+            f"{place}: made with a tokenizer '{info.tokenizer}' of fingerprint {info.tokenizer_fingerprint}, "
+            f"the one installed has {fingerprint}; make the shards again"
         )
     return info
 
 
-def _mismatch(name: str, config: TokenDataConfig, info: DatasetInfo) -> UserError:
+def _mismatch(name: str, place: str, config: TokenDataConfig, info: DatasetInfo) -> UserError:
     got, wanted = getattr(info, name), getattr(config, name)
-    other = f"{config.path}_{config.tokenizer}_{config.length}"
+    other = f"{place}_{config.tokenizer}_{config.length}"
     make = shard_command(info.source, other, config.tokenizer, config.length)
     return UserError(
-        f"{config.path}: shards made with {name}={got}, the experiment says data.{name}={wanted}; "
+        f"{place}: shards made with {name}={got}, the experiment says data.{name}={wanted}; "
         f"set data.{name}={got}, or make others and set data.path={other}: {make}"
     )
 
@@ -142,3 +190,47 @@ def _mismatch(name: str, config: TokenDataConfig, info: DatasetInfo) -> UserErro
 def shard_command(source: str, out: str | Path, tokenizer: str, length: int) -> str:
     """The command that makes shards."""
     return f"python -m data_prep shard --source {source} --out {out} --tokenizer {tokenizer} --length {length}"
+
+def mixed_info(infos: Sequence[DatasetInfo], weights: Mapping[str, float]) -> DatasetInfo:
+    """The facts of a mixture. The unigram entropy is the sources' mean by weight, which the mixture's is not below.
+
+    Raises `UserError` where the sources differ in what gives ids their meaning.
+    """
+    first = infos[0]
+    for info in infos[1:]:
+        for name in ("tokenizer", "tokenizer_fingerprint", "vocab_size", "eot_id", "length"):
+            if getattr(info, name) != getattr(first, name):
+                raise UserError(
+                    f"data.sources: {first.path} has {name}={getattr(first, name)}, {info.path} has "
+                    f"{getattr(info, name)}; expected sources that agree; make one of them again"
+                )
+    names = ("documents", "tokens", "text_bytes", "sequences", "dropped_tokens")
+    shared = [split for split in first.splits if all(split in info.splits for info in infos)]
+    splits = {
+        split: SplitInfo(**{name: sum(getattr(info.splits[split], name) for info in infos) for name in names})
+        for split in shared
+    }
+    shares = [weight / sum(weights.values()) for weight in weights.values()]
+    told = [f"{info.corpus_hash} {share!r}" for info, share in zip(infos, shares)]
+    return replace(
+        first,
+        path=Path("+".join(str(info.path) for info in infos)),
+        name="+".join(info.name for info in infos),
+        source="mixture",
+        source_facts={info.name: share for info, share in zip(infos, shares)},
+        packing=_packing(infos),
+        splits=splits,
+        duplicate_documents=sum(info.duplicate_documents for info in infos),
+        unigram_entropy=sum(share * info.unigram_entropy for share, info in zip(shares, infos)),
+        bytes_per_token=sum(share * info.bytes_per_token for share, info in zip(shares, infos)),
+        corpus_hash=hashlib.sha256("\n".join(told).encode()).hexdigest(),
+        sources=[str(info.path) for info in infos],
+        entropy_rate=None,
+    )
+
+
+def _packing(infos: Sequence[DatasetInfo]) -> str:
+    """How windows came about; that documents' ends are marked is said only where they are in every source."""
+    marked = all(MARKED in info.packing for info in infos)
+    several = f"of each source its own, {MARKED}" if marked else "of each source its own"
+    return infos[0].packing if len({info.packing for info in infos}) == 1 else several

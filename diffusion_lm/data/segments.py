@@ -2,11 +2,8 @@
 
 import numpy as np
 
-from diffusion_lm.data.info import DatasetInfo, TokenDataConfig
+from diffusion_lm.data.info import MARKED, DatasetInfo, TokenDataConfig
 from diffusion_lm.errors import UserError
-
-MARKED = "each followed by eot_id"
-"""In the words of a dataset's packing, that documents end with an id of their own."""
 
 
 def segments(tokens: np.ndarray, eot_id: int) -> np.ndarray:

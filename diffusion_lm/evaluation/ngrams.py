@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion_lm.data.dataset import ShardedTokens
 from diffusion_lm.data.info import TokenDataConfig
+from diffusion_lm.data.open import open_tokens
 
 ORDER = 3
 COMMON = 50
@@ -37,8 +37,8 @@ def ngram_shares(samples: np.ndarray, data: TokenDataConfig, seed: int, occurren
 
 
 def _all_tokens(data: TokenDataConfig, split: str) -> np.ndarray:
-    tokens = ShardedTokens(data.path, split)
-    return np.stack([tokens[i] for i in range(len(tokens))])
+    tokens = open_tokens(data, split)
+    return tokens.read(np.arange(len(tokens))).rows
 
 
 def _codes(rows: np.ndarray) -> np.ndarray:

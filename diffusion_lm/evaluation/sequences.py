@@ -97,7 +97,7 @@ def _of_shards(own: TokenDataConfig, place: Path | None, sequences: int) -> Sequ
         places=spread_evenly(min(limit, len(split)), len(split)),
         bytes_per_token=info.bytes_per_token,
         facts=facts,
-        read=lambda places: np.stack([split[int(place)] for place in places]),
+        read=lambda places: split.read(places).rows,
         notes=() if ends is None else (ISOLATED,),
         ends=ends,
     )

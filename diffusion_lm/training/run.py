@@ -22,12 +22,14 @@ MAY_CHANGE = (
     "devices", "num_nodes", "strategy", "compile", "compile_backend", "checkpoint_activations",
 )  # fmt: skip
 """Keys of `training` that say how a run is computed and not what: it goes on with other values of them."""
+DATA_MAY_CHANGE = ("num_workers", "on_damage", "cache", "cache_gb")
+"""Keys of `data` for which that holds: how it is read, and what becomes of damage that turns up."""
 FINISHED, PRUNED, INTERRUPTED = "finished", "pruned", "interrupted"
 
 
 def changes(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
     """Lines ``key: old -> new`` for what makes another run of it."""
-    free = {f"training.{name}" for name in MAY_CHANGE}
+    free = {f"training.{name}" for name in MAY_CHANGE} | {f"data.{name}" for name in DATA_MAY_CHANGE}
     return [line for line in differences(to_dict(old), to_dict(new)) if line.partition(":")[0] not in free]
 
 

@@ -112,12 +112,18 @@ def test_validation_shares_are_equal_and_disjoint(make_module, folder):
 def test_another_corpus_seed_or_batch_is_refused_on_resume(make_module, make_shards, folder, texts):
     module = make_module(folder, step=6)
     state = module.state_dict()
-    assert state == {"corpus_hash": module.info.corpus_hash, "seed": 3, "global_batch": 16, "consumed": 96}
+    hash_ = module.info.corpus_hash
+    identity = {"corpus_hash": hash_, "seed": 3, "order": "sequences"}
+    assert state == {**identity, "global_batch": 16, "consumed": 96, "step": 6}
     make_module(folder).load_state_dict(state)
     with pytest.raises(UserError, match=r"checkpoint was trained with seed=3, this run has seed=4; resuming would"):
         make_module(folder, seed=4).load_state_dict(state)
-    with pytest.raises(UserError, match=r"trained with global_batch=16, this run has global_batch=32"):
-        make_module(folder, global_batch=32).load_state_dict(state)
+    wanted = "global_batch=16 and has consumed 96 sequences, this run has global_batch={}; expected a multiple or a "
+    for other in (24, 64):  # neither a factor of the other; 96 sequences are no whole batches
+        with pytest.raises(UserError, match=wanted.format(other) + "divisor of 16 that divides 96"):
+            make_module(folder, global_batch=other).load_state_dict(state)
+    with pytest.raises(UserError, match="trained with order=sequences, this run has order=blocks of 2 shards"):
+        make_module(folder, shuffle="blocks", block_shards=2).load_state_dict(state)
     other = make_module(make_shards(texts[:200], "other"))
     wanted = f"trained with corpus_hash={module.info.corpus_hash}, this run has corpus_hash={other.info.corpus_hash}"
     with pytest.raises(UserError, match=wanted):

@@ -1,0 +1,175 @@
+"""Where the files of a dataset are: in a folder of this machine, or behind a URL with a bounded cache before it."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import queue
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion_lm.data.fetch import NotFetched, fetch, join
+from diffusion_lm.data.manifest import DATASET_FILE, MANIFEST_FILE
+from diffusion_lm.errors import UserError
+from diffusion_lm.files import atomic_path
+
+TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A file as the manifest tells it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Files(ABC):
+    """Finds files by name."""
+
+    remote: bool
+
+    @abstractmethod
+    def find(self, wanted: Wanted) -> Path:
+        """Where the file is, or would be, on this machine."""
+
+    def prefetch(self, wanted: Sequence[Wanted]) -> None:  # noqa: B027 - local files need nothing
+        """Have files there before they are asked for."""
+
+
+class LocalFiles(Files):
+    """Files of a folder."""
+
+    remote = False
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def find(self, wanted: Wanted) -> Path:
+        """See the contract."""
+        return self._folder / wanted.name
+
+
+class CachedFiles(Files):
+    """Files behind `url`, copied into `folder` when first asked for, or ahead of that by a thread.
+
+    A copy has its size and hash checked and appears whole or not at all; processes that share the folder fetch each
+    file once. When the folders beside it hold more than `limit` bytes together, the files that were not used for the
+    longest go: those that are mapped stay readable until they are let go. A thread belongs to the process that
+    started it, and is not pickled.
+    """
+
+    remote = True
+
+    def __init__(self, url: str, folder: Path, limit: float):
+        self.url, self.folder, self.limit = url, folder, limit
+        self._queue: queue.SimpleQueue | None = None
+        self._owner = 0
+
+    def find(self, wanted: Wanted) -> Path:
+        """See the contract. Raises `NotFetched` when the file cannot be had as the manifest tells it."""
+        path = self.folder / wanted.name
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == wanted.bytes:
+                os.utime(path)
+                return path
+        with _held(path.with_name(f".{path.name}.lock")):
+            if not path.exists() or path.stat().st_size != wanted.bytes:
+                self._bring(wanted, path)
+        self._make_room(keep=path)
+        return path
+
+    def prefetch(self, wanted: Sequence[Wanted]) -> None:
+        """See the contract. What fails here fails again, and is told, when the file is asked for."""
+        if self._queue is None or self._owner != os.getpid():
+            self._queue, self._owner = queue.SimpleQueue(), os.getpid()
+            threading.Thread(target=self._serve, args=(self._queue,), daemon=True).start()
+        self._queue.put(list(wanted))
+
+    def _serve(self, requests: queue.SimpleQueue) -> None:
+        while True:
+            for wanted in requests.get():
+                with contextlib.suppress(NotFetched, OSError):
+                    self.find(wanted)
+
+    def _bring(self, wanted: Wanted, path: Path) -> None:
+        url = join(self.url, wanted.name)
+        for attempt in range(TRIES):
+            try:
+                with atomic_path(path) as temporary:
+                    fetch(url, temporary)
+                    _check(url, temporary, wanted)
+                return
+            except NotFetched:
+                if attempt == TRIES - 1:
+                    raise
+
+    def _make_room(self, keep: Path) -> None:
+        with _held(self.folder.parent / ".room.lock"):
+            found = []
+            for path in self.folder.parent.glob("*/[!.]*.tar*"):  # not locks, nor what is being fetched
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    found.append((status.st_mtime_ns, status.st_size, path))
+            total = sum(size for _, size, _ in found)
+            for _, size, path in sorted(found):
+                if total > self.limit and path != keep:
+                    path.unlink(missing_ok=True)
+                    total -= size
+
+    def __reduce__(self):
+        return CachedFiles, (self.url, self.folder, self.limit)
+
+
+def cache_root(asked: str) -> Path:
+    """The folder of all cached datasets."""
+    return Path(asked or os.environ.get("DIFFUSION_LM_CACHE") or Path.home() / ".cache" / "diffusion_lm")
+
+
+def cached_facts(url: str, root: Path) -> Path:
+    """The folder in the cache for the dataset behind `url`, with its `dataset.json` and manifest in it.
+
+    It carries the corpus hash, so that another dataset at the same URL has another folder. Raises `UserError`.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    fresh = root / f".{os.getpid()}.{threading.get_ident()}.json"
+    try:
+        fetch(join(url, DATASET_FILE), fresh)
+        content = fresh.read_bytes()
+        facts = json.loads(content)
+        folder = root / f"{Path(facts['name']).name}-{facts['corpus_hash'][:16]}"
+        manifest = folder / facts.get("manifest", MANIFEST_FILE)
+        if not manifest.exists():
+            with atomic_path(manifest) as temporary:
+                fetch(join(url, str(manifest.relative_to(folder))), temporary)
+        with atomic_path(folder / DATASET_FILE) as temporary:
+            temporary.write_bytes(content)
+    except NotFetched as error:
+        raise UserError(f"data.path: {error}; expected the URL of a folder with {DATASET_FILE} in it") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{join(url, DATASET_FILE)}: not the facts of a dataset ({error!r}); check the URL") from None
+    finally:
+        fresh.unlink(missing_ok=True)
+    return folder
+
+
+def _check(url: str, path: Path, wanted: Wanted) -> None:
+    size = path.stat().st_size
+    if size != wanted.bytes:
+        raise NotFetched(f"{url}: gave {size} bytes, the manifest says {wanted.bytes}; put the right file there")
+    with path.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != wanted.sha256:
+            raise NotFetched(f"{url}: its content is not what the manifest says; put the right file there")
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
