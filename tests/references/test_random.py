@@ -137,6 +137,12 @@ def test_a_longer_row_begins_with_the_shorter_one():
     assert torch.equal(noise(4).uniform(Stream.CORRUPT, 9)[:, :5], noise(4).uniform(Stream.CORRUPT, 5))
 
 
+@pytest.mark.parametrize(("first", "count"), [(0, 1), (1, 1), (1, 2), (2, 3), (7, 2), (8, 1)])
+def test_a_stretch_of_a_row_is_what_stands_there(first, count):
+    whole = noise(4).uniform(Stream.TOKEN, 9)
+    assert torch.equal(noise(4).stretch(Stream.TOKEN, first, count), whole[:, first : first + count])
+
+
 @pytest.mark.parametrize("global_batch", [1, 3, 8, 64])
 def test_times_cover_the_range_at_every_step(global_batch):
     position = torch.arange(40 * global_batch)
