@@ -1,4 +1,6 @@
-"""The bound of a chain of T steps against enumeration: vocabulary 3, length 3, all states, all steps.
+"""The bound of a chain of T steps against enumeration: vocabulary 3, all states, all steps.
+
+Length 3 every day, length 4 among the slow tests.
 
 Every step is written out: x_s given x_t by Bayes' rule over the one-step kernel K_s^-1 K_t, with x_0 and with the
 prediction in place of x_0, and the Kullback-Leibler divergence of the two over x_s. The schedules leave something at
@@ -19,7 +21,8 @@ from diffusion_lm.objectives.discrete_time import DiscreteTime, DiscreteTimeConf
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.random import Noise
 
-V, L = 3, 3
+V = 3
+LENGTHS = [3, pytest.param(4, marks=pytest.mark.slow)]
 PROCESSES = ["masked", "uniform", "mask_uniform"]
 ALPHA = {  # written here a second time, by hand
     "log_linear": ({"eps": 0.05}, lambda t: 1 - 0.95 * t),
@@ -30,9 +33,9 @@ ALPHA = {  # written here a second time, by hand
 STEPS = [1, 2, 5]
 
 
-@pytest.fixture(scope="module")
-def source(toy):
-    return toy.Source(V, L)
+@pytest.fixture(scope="module", params=LENGTHS)
+def source(toy, request):
+    return toy.Source(V, request.param)
 
 
 def objective_of(process: str, schedule: str, steps: int) -> DiscreteTime:
@@ -82,7 +85,7 @@ class Chain:
     def prior(self) -> float:
         """KL(q_1(. | x_0) || p_1) per sequence; p_1 is the noise of uniformly drawn tokens."""
         last = self.world.kernel(self.a(1.0))[0, :V]
-        return L * float(torch.xlogy(last[0], last[0] / last.mean(0).where(last[0] > 0, 1.0)).sum())
+        return self.source.length * float(torch.xlogy(last[0], last[0] / last.mean(0).where(last[0] > 0, 1.0)).sum())
 
     def bound(self, predict) -> torch.Tensor:
         """For every sequence; predict(x_t, t) [N, L, V]. [S]"""
@@ -123,7 +126,7 @@ def level(world, a: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_bound_of_any_predictor_is_the_enumerated_one(toy, monkeypatch, source, process, schedule, steps):
     world = toy.World(process)
-    naive, model = Chain(world, source, schedule, steps), toy.Lookup(world, L)
+    naive, model = Chain(world, source, schedule, steps), toy.Lookup(world, source.length)
 
     def predict(x_t: torch.Tensor, t: float) -> torch.Tensor:
         with torch.no_grad():
@@ -158,7 +161,7 @@ def test_the_exact_posterior_stays_above_the_entropy_and_comes_nearer_with_steps
 def lost_at_the_ends(world, source, naive: Chain, model) -> float:
     """KL(q_1 || p_1) of whole states, and that tokens are drawn apart from one another at t = 0, however many steps."""
     last = world.kernel(naive.a(1.0))[0, :V]
-    states = world.states(L)
+    states = world.states(source.length)
     chances = last[source.sequences[:, None], states].prod(-1)  # [S, X]
     true, noise = source.probabilities @ chances, last.mean(0)[states].prod(-1)
     joint = naive.chance(0.0).view(-1, naive.many) * source.probabilities[:, None]
