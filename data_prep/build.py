@@ -4,29 +4,24 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from data_prep.finish import write_dataset
 from data_prep.shards import write_shards
 from data_prep.sources import Source, open_source
-from data_prep.spool import PACKING, SPLIT_RULE, Spool, pack
+from data_prep.splits import SPLIT_RULE, ByHash
+from data_prep.spool import PACKING, Spool, pack
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.data.manifest import (
     DATASET_FILE,
-    DTYPE,
     INCOMPLETE_FILE,
     MANIFEST_FILE,
     ROWS_PER_RECORD,
     SPLITS,
-    VERSION,
-    corpus_hash,
-    manifest_text,
 )
-from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer
+from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer, stored_name
 from diffusion_lm.errors import UserError
-from diffusion_lm.files import write_json, write_text
 
 LEFTOVERS = ["train-*.tar", "val-*.tar", "*.tar.crc32", MANIFEST_FILE, ".*.tmp"]  # of a process that was killed
 
@@ -60,10 +55,10 @@ def shard(settings: Settings) -> tuple[DatasetInfo, list[str]]:
     settings.check()
     tokenizer = load_tokenizer(settings.tokenizer)
     source = open_source(settings.source)
-    _check_place(settings, source)
+    check_place(settings.out, source.name)
     if info := _existing(settings, source):
         return info, [f"{settings.out} already holds this dataset; nothing written"]
-    with Spool(_nearest_folder(settings.out), tokenizer, settings.val_fraction) as spool:
+    with Spool(nearest_folder(settings.out), tokenizer, ByHash(settings.val_fraction)) as spool:
         empty = 0
         for text in source.documents():
             if text.strip():
@@ -81,12 +76,12 @@ def shard(settings: Settings) -> tuple[DatasetInfo, list[str]]:
     return DatasetInfo.load(settings.out), notes
 
 
-def _check_place(settings: Settings, source: Source) -> None:
-    out = settings.out
+def check_place(out: Path, source: str) -> None:
+    """Raise `UserError` where `out` is no place for a dataset of the text in `source`."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file, expected a folder")
-    if out.resolve().is_relative_to(source.name):
-        raise UserError(f"--out {out}: lies inside --source {source.name}; shards need a folder of their own")
+    if out.resolve().is_relative_to(source):
+        raise UserError(f"--out {out}: lies inside --source {source}; shards need a folder of their own")
     ours = (DATASET_FILE, INCOMPLETE_FILE)
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
         raise UserError(f"--out {out}: holds other files and no dataset; give a new or empty folder")
@@ -98,6 +93,7 @@ def _existing(settings: Settings, source: Source) -> DatasetInfo | None:
     info = DatasetInfo.load(settings.out)
     names = ("tokenizer", "length", "val_fraction", "records_per_shard")
     asked = {"source": source.name, **{name: getattr(settings, name) for name in names}}
+    asked["tokenizer"] = stored_name(settings.tokenizer)
     made = {name: getattr(info, name) for name in asked}
     if made == asked and not source.unchanged(info.source_facts):
         asked, made = source.facts(), info.source_facts
@@ -110,7 +106,7 @@ def _existing(settings: Settings, source: Source) -> DatasetInfo | None:
     return info
 
 
-def _nearest_folder(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
     """The first of `path` and its parents that exists: on the disk of the shards, with nothing created."""
     folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     if not os.access(folder, os.W_OK):
@@ -157,39 +153,21 @@ def _write(settings: Settings, source: Source, tokenizer: Tokenizer, spool: Spoo
     shards = []
     for split in SPLITS:
         records = pack(spool.documents(split), settings.length, ROWS_PER_RECORD)
-        shards += write_shards(settings.out, split, records, settings.records_per_shard, eot_id=tokenizer.eot_id)
-    splits = {split: spool.info(split, settings.length) for split in SPLITS}
-    tokens, text_bytes = (sum(getattr(info, name) for info in splits.values()) for name in ("tokens", "text_bytes"))
-    info = DatasetInfo(
-        path=settings.out,
-        name=settings.out.resolve().name,
-        version=VERSION,
+        shards += write_shards(
+            settings.out, split, records, settings.records_per_shard, eot_id=tokenizer.eot_id, dtype=spool.dtype
+        )
+    write_dataset(
+        settings.out,
+        shards,
+        tokenizer=tokenizer,
+        splits={split: spool.info(split, settings.length) for split in SPLITS},
+        token_counts=spool.token_counts,
         source=source.name,
         source_facts=source.facts(),
-        tokenizer=tokenizer.name,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        eot_id=tokenizer.eot_id,
         length=settings.length,
-        dtype=DTYPE,
         packing=PACKING,
         split_rule=SPLIT_RULE,
         val_fraction=settings.val_fraction,
         records_per_shard=settings.records_per_shard,
-        splits=splits,
         duplicate_documents=spool.duplicates,
-        unigram_entropy=entropy(spool.token_counts),
-        bytes_per_token=text_bytes / tokens,
-        corpus_hash="",
     )
-    facts = asdict(info)
-    del facts["path"]
-    facts["corpus_hash"] = corpus_hash(info.content_facts(), shards)
-    write_text(settings.out / MANIFEST_FILE, manifest_text(shards))
-    write_json(settings.out / DATASET_FILE, facts)
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of the distribution with these counts [V]."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())

@@ -31,9 +31,7 @@ def write_shards(
     return shards
 
 
-def _write_shard(
-    folder: Path, name: str, split: str, records: Iterator[tuple[int, np.ndarray]], eot_id: int
-) -> Shard:
+def _write_shard(folder: Path, name: str, split: str, records: Iterator[tuple[int, np.ndarray]], eot_id: int) -> Shard:
     tokens = documents = 0
     sums: list[np.ndarray] = []
     with atomic_path(folder / name) as temporary:

@@ -6,17 +6,20 @@ Memory holds an index (some 200 bytes per document), the tokens lie in an unname
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.finish import dtype_of
+from data_prep.splits import SplitOf, digest_of
 from diffusion_lm.data.info import SplitInfo
-from diffusion_lm.data.manifest import DTYPE, SPLITS
+from diffusion_lm.data.manifest import SPLITS
 from diffusion_lm.data.tokenizers.base import Tokenizer
 
-SPLIT_RULE = "blake2b-128 of the document's UTF-8 text: first 8 bytes mod 10000 < val_fraction * 10000 is validation"
 PACKING = "documents in the order of a hash of their text, each followed by eot_id, concatenated, cut into windows"
+
+HELD_TOKENS = 2**18  # gathered before they are written and counted: counting costs as much as the vocabulary is large
 
 Place = tuple[bytes, int, int]  # order key, first token, token after the last
 
@@ -24,15 +27,19 @@ Place = tuple[bytes, int, int]  # order key, first token, token after the last
 class Spool:
     """Documents with their tokens; `split` and order are functions of a document's text (and of which copy it is)."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, val_fraction: float):
+    def __init__(self, folder: Path, tokenizer: Tokenizer, split_of: SplitOf, splits: Sequence[str] = SPLITS):
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the spool
         self._tokenizer = tokenizer
-        self._threshold = round(val_fraction * 10_000)
+        self._split_of = split_of
+        self.splits = splits
+        self.dtype = dtype_of(tokenizer.vocab_size)
         self._copies: Counter[bytes] = Counter()
-        self._places: dict[str, list[Place]] = {split: [] for split in SPLITS}
+        self._places: dict[str, list[Place]] = {split: [] for split in splits}
         self._text_bytes: Counter[str] = Counter()
-        self._end = 0  # tokens written
-        self.token_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+        self._end = 0  # tokens added
+        self._held: list[np.ndarray] = []
+        self._held_tokens = 0
+        self._token_counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
 
     def __enter__(self) -> "Spool":
         return self
@@ -43,15 +50,23 @@ class Spool:
     def add(self, text: str) -> None:
         """Tokenise one document. Exact copies are kept and share a side."""
         raw = text.encode("utf-8", errors="replace")
-        digest = hashlib.blake2b(raw, digest_size=16).digest()
-        split = "val" if is_validation(digest, self._threshold) else "train"
+        digest = digest_of(raw)
+        split = self._split_of(text, digest)
         tokens = np.append(self._tokenizer.encode_ordinary(text), self._tokenizer.eot_id)
-        self._file.write(tokens.astype(DTYPE).tobytes())
         self._places[split].append((_order_key(digest, self._copies[digest]), self._end, self._end + len(tokens)))
         self._copies[digest] += 1
         self._text_bytes[split] += len(raw)
         self._end += len(tokens)
-        self.token_counts += np.bincount(tokens, minlength=len(self.token_counts))
+        self._held.append(tokens)
+        self._held_tokens += len(tokens)
+        if self._held_tokens >= HELD_TOKENS:
+            self._write()
+
+    @property
+    def token_counts(self) -> np.ndarray:
+        """How often each id occurs, int64 [V], end-of-text included."""
+        self._write()
+        return self._token_counts
 
     @property
     def duplicates(self) -> int:
@@ -71,15 +86,19 @@ class Spool:
 
     def documents(self, split: str) -> Iterator[np.ndarray]:
         """The tokens [n] of each document of `split`, end-of-text last, in an order that mixes the source's."""
+        self._write()
         self._file.flush()
-        tokens = np.memmap(self._file, dtype=DTYPE, mode="r")
-        for _, start, stop in sorted(self._places[split]):
+        places = sorted(self._places[split])
+        tokens = np.memmap(self._file, dtype=self.dtype, mode="r") if places else np.empty(0, self.dtype)
+        for _, start, stop in places:
             yield tokens[start:stop]
 
-
-def is_validation(digest: bytes, threshold: int) -> bool:
-    """`SPLIT_RULE`, with `threshold` = val_fraction * 10000."""
-    return int.from_bytes(digest[:8], "big") % 10_000 < threshold
+    def _write(self) -> None:
+        if self._held:
+            tokens = np.concatenate(self._held)
+            self._file.write(tokens.astype(self.dtype).tobytes())
+            self._token_counts += np.bincount(tokens, minlength=len(self._token_counts))
+            self._held, self._held_tokens = [], 0
 
 
 def pack(documents: Iterator[np.ndarray], length: int, rows: int) -> Iterator[np.ndarray]:

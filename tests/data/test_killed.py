@@ -32,7 +32,7 @@ POINTS = {
     "in a later shard": {**WRITER, "call": 6},
     "before the hash": {"module": "data_prep.shards", "owner": "place", "function": "size_and_hash", "call": 2},
     "before a rename": {"module": "diffusion_lm.files", "owner": "place.os", "function": "replace", "call": 2},
-    "before dataset.json": {"module": "data_prep.build", "owner": "place", "function": "write_json", "call": 1},
+    "before dataset.json": {"module": "data_prep.finish", "owner": "place", "function": "write_json", "call": 1},
 }
 
 

@@ -9,7 +9,8 @@ import pytest
 import webdataset
 
 from data_prep import build
-from data_prep.build import Settings, entropy, shard
+from data_prep.build import Settings, shard
+from data_prep.finish import entropy
 from data_prep.spool import pack
 from diffusion_lm.data.dataset import ShardedTokens
 from diffusion_lm.data.info import DatasetInfo
