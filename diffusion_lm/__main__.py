@@ -146,10 +146,25 @@ def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
         scan.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
     scan.add_argument("--kernel", choices=("torch", "mamba_ssm"), default=argparse.SUPPRESS)
     scan.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
-    for thing in (head, denoiser):
+    generation = things.add_parser("generation", help="time per generated token by length: blocks, whole texts, tokens")
+    blocks = things.add_parser("blocks", help="a training step in blocks over one of whole texts")
+    for thing in (generation, blocks):
+        thing.add_argument("--denoisers", nargs="+", default=argparse.SUPPRESS, metavar="NAME")
+    generation.add_argument("--autoregressive", nargs="*", default=argparse.SUPPRESS, metavar="NAME")
+    generation.add_argument("--lengths", nargs="+", type=int, default=argparse.SUPPRESS, metavar="L")
+    for size in ("block_size", "steps", "full_limit", "whole_limit", "layers", "d_model", "vocabulary", "rows"):
+        generation.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    blocks.add_argument("--block-sizes", nargs="+", type=int, default=argparse.SUPPRESS, metavar="S")
+    for size in ("length", "batch", "layers", "d_model", "vocabulary"):
+        blocks.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    for name, thing in (("generation", generation), ("blocks", blocks)):
+        for size in ("repeats", "threads"):
+            thing.add_argument(f"--{size}", type=int, default=argparse.SUPPRESS)
+        thing.add_argument("--out", default=f"runs/benchmark/{name}", metavar="DIR", help="default %(default)s")
+    for thing in (head, denoiser, generation, blocks):
         thing.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
         thing.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
-    return [head, denoiser, scan]
+    return [head, denoiser, scan, generation, blocks]
 
 
 def main(argv: list[str]) -> int:

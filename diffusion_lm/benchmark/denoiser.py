@@ -9,8 +9,6 @@ Beside the time on the wall stands the processor time of all threads, which leav
 jobs hold: `clock` says which of them the table and the ratios are of.
 """
 
-import csv
-import io
 import os
 import statistics
 import time
@@ -22,11 +20,10 @@ from typing import Any
 
 import torch
 
-from diffusion_lm.benchmark.measure import PRECISION, check_settings, interleaved, surroundings
+from diffusion_lm.benchmark.measure import PRECISION, check_settings, interleaved, surroundings, write_measured
 from diffusion_lm.config import build, choice, config_class, variants
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.errors import UserError, unknown
-from diffusion_lm.files import atomic_path, write_json, write_text
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.sizing import fitted
 
@@ -246,18 +243,10 @@ def _said(growth: dict[str, Any]) -> str:
 
 def write(found: dict[str, Any], folder: Path) -> None:
     """table.md, times.csv, times.png and everything as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "table.md", table(found) + "\n")
-    write_json(folder / "found.json", found)
-    out = io.StringIO()
-    rows = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(found["times"])
-    write_text(folder / "times.csv", out.getvalue())
-    _draw(found, folder / "times.png")
+    write_measured(found, folder, table(found), COLUMNS, _figure(found))
 
 
-def _draw(found: dict[str, Any], path: Path) -> None:
+def _figure(found: dict[str, Any]) -> Any:
     from matplotlib.figure import Figure  # the library takes a second to import
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -275,5 +264,4 @@ def _draw(found: dict[str, Any], path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    return figure

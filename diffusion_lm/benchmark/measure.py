@@ -1,12 +1,14 @@
 """Time and memory, measured so that they can be compared: side by side, and with everything that they depend on."""
 
+import csv
+import io
 import os
 import platform
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 
 from diffusion_lm.errors import RunError
+from diffusion_lm.files import atomic_path, write_json, write_text
 
 _STATUS = Path("/proc/self/status")
 
@@ -37,15 +40,22 @@ def check_settings(config: Any, *may_be_zero: str) -> None:
 
 
 def interleaved(
-    steps: dict[Any, Callable[[int], None]], repeats: int, device: str, uncounted: int = 1
+    steps: dict[Any, Callable[[int], None]],
+    repeats: int,
+    device: str,
+    uncounted: int = 1,
+    ready: Callable[[Any], None] | None = None,
 ) -> dict[Any, float]:
     """Median seconds of each step over `repeats` rounds, in turn, after `uncounted` rounds that do not count.
 
-    A step is called with the number of its round. Other load on the machine meets all of them alike.
+    A step is called with the number of its round, after `ready` with its name, off the clock. Other load on the machine
+    meets all of them alike.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in steps}
     for number in range(uncounted + repeats):
         for name, step in steps.items():
+            if ready is not None:
+                ready(name)
             _wait(device)
             began = time.perf_counter()
             step(number)
@@ -100,6 +110,20 @@ def surroundings(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def write_measured(found: dict[str, Any], folder: Path, text: str, columns: Sequence[str], figure: Any) -> None:
+    """table.md, times.csv with the rows in `found["times"]`, times.png and everything as JSON in found.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "table.md", text + "\n")
+    write_json(folder / "found.json", found)
+    out = io.StringIO()
+    rows = csv.DictWriter(out, columns, lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(found["times"])
+    write_text(folder / "times.csv", out.getvalue())
+    with atomic_path(folder / "times.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def _resident(field: str) -> int:
