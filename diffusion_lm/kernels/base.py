@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion_lm.backends import Backend, backend_choice, backend_class, choose_backend
+from diffusion_lm.layers.block_scan import SHORT, scan_blocks
+from diffusion_lm.layers.block_states import states_at_starts
 from diffusion_lm.shapes import Float, Segment, Tensor
 
 
@@ -65,6 +67,30 @@ class ScanKernel(Backend, ABC):
         and last change places.
         """
 
+    def over_blocks(
+        self,
+        x: Float[Tensor, "T S H P"],
+        dt: Float[Tensor, "T S H"],
+        A: Float[Tensor, "H"],
+        B: Float[Tensor, "T S G N"],
+        C: Float[Tensor, "T S G N"],
+        *,
+        count: int,
+        chunk_size: int,
+        D: Float[Tensor, "H"] | Float[Tensor, "H P"] | None = None,
+    ) -> Float[Tensor, "T S H P"]:
+        """y + D x of clean blocks and, behind them, of noisy ones, `count` to a text: each block starts from the state
+        that the clean blocks before it leave.
+
+        Where blocks are short the states at their starts would be many times the text, and the scan is
+        `layers/block_scan.py`'s.
+        """
+        if x.shape[1] <= SHORT:
+            return with_skip(scan_blocks(x, dt, A, B, C, count, chunk_size), x, D)
+        first = states_at_starts(*(v.chunk(2)[0] for v in (x, dt)), A, B.chunk(2)[0], count)
+        initial = torch.cat((first, first))
+        return self.scan(x, dt, A, B, C, chunk_size=chunk_size, D=D, initial_state=initial)[0]
+
     def fused(
         self,
         projected: Float[Tensor, "B L E"],
@@ -90,6 +116,15 @@ def kernel_class(name: str) -> type[ScanKernel]:
 def choose_kernel(name: str, device: str) -> str:
     """`name` if it can run on `device`; for ``auto`` the best that can. Raises `UserError` naming what is missing."""
     return choose_backend("kernels", name, device)
+
+
+def with_skip(
+    y: Float[Tensor, "B L H P"], x: Float[Tensor, "B L H P"], D: Float[Tensor, "H"] | Float[Tensor, "H P"] | None
+) -> Float[Tensor, "B L H P"]:
+    """y + D x"""
+    if D is None:
+        return y
+    return torch.addcmul(y, x, D.to(x.dtype) if D.dim() == 2 else D.to(x.dtype).unsqueeze(-1))
 
 
 def runs_of(segment: Segment) -> Segment:

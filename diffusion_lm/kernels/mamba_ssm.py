@@ -2,7 +2,7 @@
 
 ``mamba_split_conv1d_scan_combined`` serves everything between the projections (with the one at the end), and keeps
 less for the backward pass than its parts would; ``mamba_chunk_scan_combined`` serves what it cannot: states in and out,
-convolutions wider than causal_conv1d's.
+convolutions wider than causal_conv1d's. A single position is a step of the recurrence.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from diffusion_lm.errors import UserError
-from diffusion_lm.kernels.base import InnerLayer, ScanKernel, check_groups, runs_of
+from diffusion_lm.kernels.base import InnerLayer, ScanKernel, check_groups, runs_of, with_skip
+from diffusion_lm.layers.single_step import single_step
 from diffusion_lm.shapes import Float, Segment, Tensor
 
 CONVOLUTIONS = (2, 3, 4)
@@ -52,6 +53,9 @@ class MambaSsm(ScanKernel):
 
         check_groups(x, B)
         _refuse_float64(x)
+        if x.shape[1] == 1 and not torch.is_grad_enabled():
+            y, state = single_step(x, dt, A, B, C, initial_state)
+            return with_skip(y, x, D), state if want_state else None
         if reverse:
             x, dt, B, C = (v.flip(1) for v in (x, dt, B, C))
             segment = None if segment is None else segment.flip(1)

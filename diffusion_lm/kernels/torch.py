@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm.kernels.base import ScanKernel, check_groups, runs_of
-from diffusion_lm.layers.chunked_scan import ChunkedScan, Plan, opaque_scan
+from diffusion_lm.kernels.base import ScanKernel, check_groups, runs_of, with_skip
+from diffusion_lm.layers.block_scan import scan_blocks
+from diffusion_lm.layers.chunked_scan import ChunkedScan, opaque_scan
+from diffusion_lm.layers.scan_layout import Plan
+from diffusion_lm.layers.single_step import single_step
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Segment, Tensor
 
@@ -43,6 +46,9 @@ class Torch(ScanKernel):
         reverse: bool = False,
     ) -> tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"] | None]:
         check_groups(x, B)
+        if x.shape[1] == 1 and not torch.is_grad_enabled():
+            y, state = single_step(x, dt, A, B, C, initial_state)
+            return with_skip(y, x, D), state if want_state else None
         runs, inputs = None if segment is None else runs_of(segment), (x, wide(dt), wide(A), B, C)
         if torch.compiler.is_compiling():
             if initial_state is None:
@@ -52,6 +58,19 @@ class Torch(ScanKernel):
             plan = Plan(min(chunk_size, x.shape[1]), reverse, want_state)
             with torch.autocast(x.device.type, enabled=False):
                 y, state = ChunkedScan.apply(*inputs, initial_state, runs, plan)
-        if D is not None:
-            y = torch.addcmul(y, x, D.to(x.dtype) if D.dim() == 2 else D.to(x.dtype).unsqueeze(-1))
-        return y, state if want_state else None
+        return with_skip(y, x, D), state if want_state else None
+
+    def over_blocks(
+        self,
+        x: Float[Tensor, "T S H P"],
+        dt: Float[Tensor, "T S H"],
+        A: Float[Tensor, "H"],
+        B: Float[Tensor, "T S G N"],
+        C: Float[Tensor, "T S G N"],
+        *,
+        count: int,
+        chunk_size: int,
+        D: Float[Tensor, "H"] | Float[Tensor, "H P"] | None = None,
+    ) -> Float[Tensor, "T S H P"]:
+        check_groups(x, B)
+        return with_skip(scan_blocks(x, dt, A, B, C, count, chunk_size), x, D)

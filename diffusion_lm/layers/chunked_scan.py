@@ -4,100 +4,55 @@ Inside a chunk of Q positions the scan is a masked matrix product, y = (L * C B^
 is a recurrence over states (Dao and Gu, arXiv 2405.21060, section 6, listing 1). Forward and backward are written out,
 so that nothing of size [Q, Q] is kept, products and sums run in place, and heads of a group share one product with B
 and C. On a CPU a few chunks are done at a time, so that what is [Q, Q] stays in the cache and is never allocated anew;
-the state goes from one such slice to the next, and its gradient back. 2^x stands for e^x because PyTorch's exp is
-several times slower on CPUs that are not Intel's.
+the state goes from one such slice to the next, and its gradient back. Rows much shorter than a chunk share one. 2^x
+stands for e^x because PyTorch's exp is several times slower on CPUs that are not Intel's.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from diffusion_lm.layers.carry import carry
+from diffusion_lm.layers.scan_layout import Decays, Parts, Plan, block_starts, decays_of, summed_back
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Tensor
 
 SLICE = 1 << 19
 """Numbers of size [Q, Q] that are made at once by each thread of a CPU."""
-
-
-class Plan(NamedTuple):
-    """What is no tensor."""
-
-    chunk: int
-    reverse: bool
-    want_state: bool
-
-
-class Decays(NamedTuple):
-    """Decays within the chunks and over their edges, in scan order: a chunk's last position is its first in reverse.
-
-    Masks of segments are in the last three: they are 0 where a boundary lies between.
-    """
-
-    log2: Float[Tensor, "B c Q H"]
-    """log2 of the decay from before the chunk to each position."""
-    allowed: Tensor
-    """Which position sees which, within a chunk."""
-    entering: Float[Tensor, "B c Q H"]
-    """From the state before the chunk to each position."""
-    leaving: Float[Tensor, "B c Q H"]
-    """From each position to the state after the chunk."""
-    across: Float[Tensor, "B c H"]
-    """From the state before the chunk to the state after it."""
-
-    def part(self, some: slice) -> "Decays":
-        """Of some chunks."""
-        return Decays(*(v if v.dim() == 2 else v[:, some] for v in self))
-
-
-def _decays(dt: Tensor, A: Tensor, runs: Tensor | None, plan: Plan) -> Decays:
-    log2 = _cumsum(dt * (A * math.log2(math.e)), plan.reverse)
-    edge = 0 if plan.reverse else plan.chunk - 1
-    entering, leaving = torch.exp2(log2), torch.exp2(log2[:, :, edge, None] - log2)
-    across = entering[:, :, edge]
-    order = torch.ones(plan.chunk, plan.chunk, dtype=torch.bool, device=dt.device)
-    allowed = order.triu() if plan.reverse else order.tril()
-    if runs is not None:
-        runs = runs.unflatten(1, (-1, plan.chunk))  # [B, c, Q]
-        after = runs[:, :, edge]
-        outside = runs[:, -1:, -1] if plan.reverse else runs[:, :1, 0]  # where an initial state comes from
-        before = torch.cat((after[:, 1:], outside) if plan.reverse else (outside, after[:, :-1]), 1)
-        allowed = (allowed & (runs.unsqueeze(-1) == runs.unsqueeze(-2))).unsqueeze(2)
-        entering = entering * (runs == before.unsqueeze(-1)).unsqueeze(-1)
-        leaving = leaving * (runs == after.unsqueeze(-1)).unsqueeze(-1)
-        across = across * (after == before).unsqueeze(-1)
-    return Decays(log2, allowed, entering, leaving, across)
-
-
-def _between(log2: Tensor) -> Float[Tensor, "B c H Q Q"]:
-    """Decay from every position of a chunk to every other. Those that are not allowed are finite and nothing else."""
-    log2 = log2.transpose(2, 3).contiguous()
-    return (log2.unsqueeze(-1) - log2.unsqueeze(-2)).clamp_(max=0).exp2_()
+TOGETHER = 64
+"""Positions of short rows that are scanned as one chunk."""
 
 
 def forward(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, initial: Tensor | None, runs: Tensor | None, plan: Plan
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """y, the state after the last position if wanted, and those before every chunk."""
-    length, groups = x.shape[1], B.shape[2]
-    x, dt, B, C, runs = _padded((x, dt, B, C, runs), -length % plan.chunk)
-    y = torch.empty_like(x)
-    parts = _Parts((x, dt, B, C, y), _decays(dt.unflatten(1, (-1, plan.chunk)), A, runs, plan), plan)
-    state = _inward(initial, groups)
-    carried = parts.chunks > 1 or initial is not None or plan.want_state
-    before = x.new_empty(parts.chunks, len(x), groups, B.shape[3], x[0, 0].numel() // groups if carried else 0)
-    for some in parts.slices(plan.reverse):
-        xs, dts, Bs, Cs, ys = parts.take(some)
-        decays = parts.decays.part(some)
-        ys.copy_(_within(xs, dts, Bs, Cs, decays))
-        if carried:
-            added = Bs.transpose(-1, -2) @ _grouped(xs * _as(x, dts * decays.leaving), groups)
-            states = _by_row(before[some])
-            state = carry(added, decays.across, state, plan.reverse, states)
-            ys.addcmul_(_ungrouped(Cs @ states, xs.shape), _as(x, decays.entering))
-    return y[:, :length].contiguous(), _outward(state, x.shape) if plan.want_state else None, before
+    """y, the state after the last position if wanted, and those before every chunk. States are [B, G, N, RP]."""
+    shape, groups, plan = x.shape, B.shape[2], _together(x, initial, runs, plan)
+    x, dt, B, C, runs = _laid(plan, x, dt, B, C, runs)
+    y, parts = torch.empty_like(x), Parts(x, plan, SLICE)
+    decays, passed = decays_of(parts.take(dt), A, runs, plan), parts.chunks > 1 or plan.want_state
+    carried, finals = passed or initial is not None, []
+    inner = x[0, 0].numel() // groups if carried else 0
+    before = x.new_empty(parts.count * parts.chunks, groups, B.shape[3], inner)
+    for rows in parts.rows():
+        state = None if initial is None else initial[rows]
+        for some in parts.some(plan.reverse):
+            xs, dts, Bs, Cs = _taken(parts, rows, some, x, dt, B, C)
+            own = decays.part(rows, some)
+            ys = _within(xs, dts, Bs, Cs, own)
+            if carried:
+                states = parts.states(before, rows, some)
+                if passed:
+                    source = xs[:, :, plan.keys] * _as(x, dts[:, :, plan.keys] * own.leaving)
+                    added = Bs[..., plan.keys, :].transpose(-1, -2) @ _grouped(source, groups)
+                    state = carry(added, own.across, state, plan.reverse, states)
+                else:
+                    states.copy_(state.unsqueeze(1))
+                ys.addcmul_(_ungrouped(Cs @ states, xs.shape), _as(x, own.entering))
+            parts.put(y, ys, rows, some)
+        finals.append(state)
+    return _unlaid(y, shape), torch.cat(finals) if plan.want_state else None, before
 
 
 def backward(
@@ -107,29 +62,93 @@ def backward(
     runs: Tensor | None,
     before: Tensor,
     plan: Plan,
+    initial: bool = True,
+    dstarts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of x, dt, A, B, C and of the initial state; the last is None where there is one chunk and no state."""
+    """Gradients of x, dt, A, B, C and of the initial state; the last is None where there is one chunk and no state.
+
+    initial: whether there was an initial state. dstarts: a gradient of what `starts` reads from `before`.
+    """
     x, dt, A, B, C = inputs
-    length, carried = x.shape[1], before.numel() > 0
-    x, dt, B, C, runs, dy = _padded((x, dt, B, C, runs, dy), -length % plan.chunk)
-    grads = [torch.empty_like(v) for v in (x, dt, B, C)]
-    parts = _Parts((x, dt, B, C, dy, *grads), _decays(dt.unflatten(1, (-1, plan.chunk)), A, runs, plan), plan)
-    dlog, dstate = torch.empty_like(parts.decays.log2), _inward(dfinal, B.shape[2])
-    for some in parts.slices(not plan.reverse):
-        xs, dts, *_, dxs, ddts, dBs, dCs = taken = parts.take(some)
-        decays = parts.decays.part(some)
-        own = _within_back(*taken[:5], decays)
-        if carried:
-            dstate = _between_back(*taken[:5], decays, _by_row(before[some]), dstate, own, plan.reverse)
-        for value, full in zip(own, (dxs, dlog[:, some], dBs, dCs), strict=True):
-            full.copy_(value)
-        ddts.copy_((own[0] * xs).sum(-1))
-        dxs.mul_(_as(x, dts))
-    dx, ddt, dB, dC = grads
-    da = _cumsum(dlog, not plan.reverse).flatten(1, 2)
-    ddt.addcmul_(da, A)
-    dx, ddt, dB, dC = (v[:, :length].contiguous() for v in (dx, ddt, dB, dC))
-    return dx, ddt, (da * dt).sum((0, 1)), dB, dC, _outward(dstate, x.shape) if carried else None
+    shapes, plan = [v.shape for v in (x, dt, B, C)], _together(x, True if initial else None, runs, plan)
+    x, dt, B, C, runs, dy = _laid(plan, x, dt, B, C, runs, dy)
+    grads, parts = [torch.empty_like(v) for v in (x, dt, B, C)], Parts(x, plan, SLICE)
+    steps = parts.take(dt)
+    decays, passed = decays_of(steps, A, runs, plan), parts.chunks > 1 or plan.want_state
+    dlog, dsteps, dinitial = torch.empty_like(decays.log2), torch.empty_like(steps), []
+    for rows in parts.rows():
+        dstate = None if dfinal is None else dfinal[rows]
+        for some in parts.some(not plan.reverse):
+            taken, own = _taken(parts, rows, some, x, dt, B, C, dy), decays.part(rows, some)
+            found = _within_back(*taken, own)
+            if before.numel():
+                states = parts.states(before, rows, some)
+                dlocal = _read_back(*taken, own, states, found)
+                if dstarts is not None:
+                    here, blocks = block_starts(some, parts.chunks // dstarts.shape[1])
+                    dlocal[:, here] += dstarts[rows, blocks]
+                dstate = _passed_back(*taken, own, states, dlocal, dstate, found, plan) if passed else dlocal[:, 0]
+            dlog[rows, some], dsteps[rows, some] = found[1], (found[0] * taken[0]).sum(-1)
+            found = (found[0].mul_(_as(taken[0], taken[1])), None, *(v.transpose(2, 3) for v in found[2:]))
+            for number in (0, 2, 3):
+                parts.put(grads[number], found[number], rows, some)
+        dinitial.append(dstate)
+    da = summed_back(dlog, plan)
+    parts.put(grads[1], dsteps.addcmul_(da, A), slice(None), slice(None))
+    dx, ddt, dB, dC = (_unlaid(v, shape) for v, shape in zip(grads, shapes, strict=True))
+    return dx, ddt, (da * steps).sum((0, 1, 2)), dB, dC, torch.cat(dinitial) if initial else None
+
+
+def starts(before: Tensor, x: Tensor, plan: Plan, every: int) -> Float[Tensor, "B n G N RP"]:
+    """The states before every block of `every` chunks, among those that `forward` of x left."""
+    parts = Parts(x, plan, SLICE)
+    found = before.new_empty(parts.count, parts.chunks // every, *before.shape[1:])
+    for rows in parts.rows():
+        for some in parts.some(False):
+            here, blocks = block_starts(some, every)
+            found[rows, blocks] = parts.states(before, rows, some)[:, here]
+    return found
+
+
+def _together(x: Tensor, initial: Any, runs: Tensor | None, plan: Plan) -> Plan:
+    """The plan for short rows that share chunks, where there is nothing but the rows."""
+    rows, length = x.shape[:2]
+    if plan.block or plan.want_state or initial is not None or runs is not None or 2 * length > TOGETHER:
+        return plan
+    many = max(k for k in range(1, TOGETHER // length + 1) if rows % k == 0)
+    return plan if many == 1 or length > plan.chunk else plan._replace(chunk=many * length, block=length)
+
+
+def _laid(plan: Plan, *values: Tensor | None) -> list[Tensor | None]:
+    """Whole chunks in every row. Where it is padded dt is 0, which adds nothing, and the document is the last one's."""
+    length = values[0].shape[1]
+    if plan.block and not plan.beside:
+        return [None if v is None else v.unflatten(0, (-1, plan.chunk // length)).flatten(1, 2) for v in values]
+    amount = -length % plan.chunk
+    return [v if v is None or not amount else _pad(v, amount) for v in values]
+
+
+def _unlaid(value: Tensor, shape: torch.Size) -> Tensor:
+    """The rows as they were."""
+    if value.shape[0] != shape[0]:
+        return value.view(shape)
+    return value[:, : shape[1]].contiguous()
+
+
+def _taken(parts: Parts, rows: slice, some: slice, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, *rest: Tensor) -> list:
+    """Their chunks; B and C have groups before the positions."""
+    x, dt, B, C, *rest = (parts.take(v, rows, some) for v in (x, dt, B, C, *rest))
+    return [x, dt, B.transpose(2, 3), C.transpose(2, 3), *rest]
+
+
+def inward(state: Tensor | None, groups: int) -> Float[Tensor, "B G N RP"] | None:
+    """A state as the products have it. [B, H, P, N]"""
+    return None if state is None else state.unflatten(1, (groups, -1)).flatten(2, 3).transpose(2, 3)
+
+
+def outward(state: Tensor | None, shape: torch.Size) -> Float[Tensor, "B H P N"] | None:
+    """Back again, for x of this shape."""
+    return None if state is None else state.transpose(2, 3).reshape(shape[0], shape[2], shape[3], -1)
 
 
 class ChunkedScan(torch.autograd.Function):
@@ -137,19 +156,20 @@ class ChunkedScan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Any:
-        *inputs, initial, runs, plan = arguments
-        y, state, before = forward(*inputs, initial, runs, plan)
-        ctx.save_for_backward(*inputs, runs, before)
+        x, dt, A, B, C, initial, runs, plan = arguments
+        y, state, before = forward(x, dt, A, B, C, inward(initial, B.shape[2]), runs, plan)
+        ctx.save_for_backward(x, dt, A, B, C, runs, before)
         ctx.plan, ctx.has_initial = plan, initial is not None
         ctx.set_materialize_grads(False)
-        return y, state
+        return y, outward(state, x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dfinal: Any) -> Any:
         *inputs, runs, before = ctx.saved_tensors
-        dy = torch.zeros_like(inputs[0]) if dy is None else dy
-        *grads, dinitial = backward(dy, dfinal, tuple(inputs), runs, before, ctx.plan)
-        return *grads, dinitial if ctx.has_initial else None, None, None
+        x, groups = inputs[0], inputs[3].shape[2]
+        dy, dfinal = torch.zeros_like(x) if dy is None else dy, inward(dfinal, groups)
+        *grads, dinitial = backward(dy, dfinal, tuple(inputs), runs, before, ctx.plan, ctx.has_initial)
+        return *grads, outward(dinitial, x.shape), None, None
 
 
 @torch.library.custom_op("diffusion_lm::chunked_scan", mutates_args=())
@@ -165,13 +185,14 @@ def opaque_scan(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same for compiled graphs, which need not look inside: y, the final state, the states before every chunk."""
-    return forward(x, dt, A, B, C, initial, runs, Plan(chunk, reverse, True))
+    y, state, before = forward(x, dt, A, B, C, inward(initial, B.shape[2]), runs, Plan(chunk, reverse, True))
+    return y, outward(state, x.shape), before
 
 
 @opaque_scan.register_fake
 def _(x, dt, A, B, C, initial, runs, chunk, reverse):
     chunks, groups, inner = (x.shape[1] + chunk - 1) // chunk, B.shape[2], x.shape[2] * x.shape[3]
-    before = x.new_empty(chunks, x.shape[0], groups, B.shape[3], inner // groups)
+    before = x.new_empty(chunks * x.shape[0], groups, B.shape[3], inner // groups)
     return torch.empty_like(x, memory_format=torch.contiguous_format), initial.new_empty(initial.shape), before
 
 
@@ -190,7 +211,9 @@ def opaque_backward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the first six inputs."""
-    return backward(dy, dfinal, (x, dt, A, B, C), runs, before, Plan(chunk, reverse, True))
+    plan, dfinal = Plan(chunk, reverse, True), inward(dfinal, B.shape[2])
+    *grads, dinitial = backward(dy, dfinal, (x, dt, A, B, C), runs, before, plan)
+    return *grads, outward(dinitial, x.shape)
 
 
 @opaque_backward.register_fake
@@ -211,26 +234,10 @@ def _differentiate(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Ten
 opaque_scan.register_autograd(_differentiate, setup_context=_setup)
 
 
-class _Parts:
-    """The inputs chunk by chunk, and which chunks go together."""
-
-    def __init__(self, tensors: tuple[Tensor, ...], decays: Decays, plan: Plan) -> None:
-        self.tensors = [v.unflatten(1, (-1, plan.chunk)) for v in tensors]  # [B, c, Q, ...]
-        self.decays, self.chunks = decays, self.tensors[0].shape[1]
-
-    def slices(self, backwards: bool) -> list[slice]:
-        """In the order of the recurrence."""
-        rows, _, chunk, heads, _ = self.tensors[0].shape
-        if self.tensors[0].device.type != "cpu":
-            return [slice(None)]
-        size = max(1, SLICE * torch.get_num_threads() // (rows * heads * chunk**2))
-        found = [slice(k, k + size) for k in range(0, self.chunks, size)]
-        return found[::-1] if backwards else found
-
-    def take(self, some: slice) -> list[Tensor]:
-        """Of some chunks; what belongs to groups has them before the positions."""
-        groups = (2, 3, 7, 8) if len(self.tensors) > 5 else (2, 3)
-        return [v[:, some].transpose(2, 3) if k in groups else v[:, some] for k, v in enumerate(self.tensors)]
+def _between(log2: Tensor) -> Float[Tensor, "B c H Q Q"]:
+    """Decay from every position of a chunk to every other. Those that are not allowed are finite and nothing else."""
+    log2 = log2.transpose(2, 3).contiguous()
+    return (log2.unsqueeze(-1) - log2.unsqueeze(-2)).clamp_(max=0).exp2_()
 
 
 def _within(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, decays: Decays) -> Float[Tensor, "B c Q H P"]:
@@ -256,22 +263,30 @@ def _within_back(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, dy: Tensor, decays
     return dX, dlog, dscores.transpose(-1, -2) @ C, dscores @ B
 
 
-def _between_back(x, dt, B, C, dy, decays: Decays, before, dstate, grads: tuple[Tensor, ...], reverse: bool) -> Tensor:
-    """Adds the gradients of what goes through the states to `grads`, and returns that of the state before."""
-    dX, dlog, dB, dC = grads
-    groups, leaving = B.shape[2], dt * decays.leaving
-    dread = _grouped(dy * _as(x, decays.entering), groups)
+def _read_back(x, dt, B, C, dy, decays: Decays, before: Tensor, grads: tuple[Tensor, ...]) -> Tensor:
+    """Adds the gradients of what is read from the states to `grads`, and returns that of the states."""
+    _, dlog, _, dC = grads
+    dread = _grouped(dy * _as(x, decays.entering), B.shape[2])
     dC += dread @ before.transpose(-1, -2)
-    dlocal = C.transpose(-1, -2) @ dread
-    dafter = torch.empty_like(dlocal)
-    dstate = carry(dlocal, decays.across, dstate, not reverse, dafter)
+    dlog += _ungrouped(C @ before, x.shape).mul_(dy).sum(-1) * decays.entering
+    return C.transpose(-1, -2) @ dread
+
+
+def _passed_back(
+    x, dt, B, C, dy, decays: Decays, before, dlocal, dstate, grads: tuple[Tensor, ...], plan: Plan
+) -> Tensor:
+    """Adds the gradients of what goes into the states to `grads`, and returns that of the state before."""
+    keys = plan.keys
+    dX, dlog, dB, _ = (v[..., keys, :] if k == 2 else v[:, :, keys] for k, v in enumerate(grads))
+    x, groups, leaving, dafter = x[:, :, keys], B.shape[2], dt[:, :, keys] * decays.leaving, torch.empty_like(dlocal)
+    dstate = carry(dlocal, decays.across, dstate, not plan.reverse, dafter)
     dB += _grouped(x * _as(x, leaving), groups) @ dafter.transpose(-1, -2)
-    dleaving = _ungrouped(B @ dafter, x.shape)
+    dleaving = _ungrouped(B[..., keys, :] @ dafter, x.shape)
     dX.addcmul_(dleaving, _as(x, decays.leaving))
     lost = dleaving.mul_(x).sum(-1) * leaving
-    dlog += _ungrouped(C @ before, x.shape).mul_(dy).sum(-1) * decays.entering - lost
     kept = (dafter * before).unflatten(-1, (-1, x.shape[-1])).sum((3, 5)).flatten(2)
-    dlog[:, :, 0 if reverse else -1] += lost.sum(2) + kept * decays.across
+    dlog -= lost
+    dlog[:, :, plan.edge] += lost.sum(2) + kept * decays.across
     return dstate
 
 
@@ -285,12 +300,6 @@ def _by_head(x: Tensor, dt: Tensor) -> Float[Tensor, "B c H Q P"]:
     return x.transpose(2, 3).clone(memory_format=torch.contiguous_format).mul_(_as(x, dt.transpose(2, 3)))
 
 
-def _by_row(states: Tensor) -> Float[Tensor, "B c G N RP"]:
-    """Some chunks of [c, B, ...] as [B, c, ...] of the same memory: what is kept of them need only be found again, and
-    products of it as it lies need no copy."""
-    return states.view(states.shape[1], states.shape[0], *states.shape[2:])
-
-
 def _grouped(value: Tensor, groups: int) -> Float[Tensor, "B c G Q RP"]:
     """Heads of a group side by side. [B, c, Q, H, P]"""
     return value.unflatten(3, (groups, -1)).flatten(4).transpose(2, 3)
@@ -298,26 +307,6 @@ def _grouped(value: Tensor, groups: int) -> Float[Tensor, "B c G Q RP"]:
 
 def _ungrouped(value: Tensor, shape: torch.Size) -> Float[Tensor, "B c Q H P"]:
     return value.transpose(2, 3).reshape(shape)
-
-
-def _inward(state: Tensor | None, groups: int) -> Float[Tensor, "B G N RP"] | None:
-    """A state as the products have it. [B, H, P, N]"""
-    return None if state is None else state.unflatten(1, (groups, -1)).flatten(2, 3).transpose(2, 3)
-
-
-def _outward(state: Tensor, shape: torch.Size) -> Float[Tensor, "B H P N"]:
-    return state.transpose(2, 3).reshape(shape[0], shape[2], shape[3], -1)
-
-
-def _cumsum(value: Tensor, reverse: bool) -> Float[Tensor, "B c Q H"]:
-    return value.flip(2).cumsum(2).flip(2) if reverse else value.cumsum(2)
-
-
-def _padded(values: tuple[Tensor | None, ...], amount: int) -> list[Tensor | None]:
-    """Positions after the last that add nothing: dt is 0 there, and the document is the last one's."""
-    if amount == 0:
-        return list(values)
-    return [None if v is None else _pad(v, amount) for v in values]
 
 
 def _pad(value: Tensor, amount: int) -> Tensor:

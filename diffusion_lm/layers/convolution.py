@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from diffusion_lm.layers.slices import slices
-from diffusion_lm.shapes import Float, Segment, Tensor
+from diffusion_lm.shapes import Float, Int, Segment, Tensor
 
 
 def convolve(
@@ -24,11 +24,15 @@ def convolve(
     length, width = x.shape[1], weight.shape[2]
     if segment is None and left is None and len(places := slices(x)) > 1:
         return _in_slices(x, weight, bias, before, mirrored, places)
-    padded = F.pad(x, (0, 0, before, width - 1 - before)) if left is None else torch.cat((left, x), 1)
+    after = width - 1 - before
+    if left is None:
+        padded = F.pad(x, (0, 0, before, after))
+    else:
+        padded = torch.cat((left, x, x.new_zeros(len(x), after, x.shape[2])) if after else (left, x), 1)
     if segment is None:
         return _products(padded, weight, bias, length, mirrored).to(x.dtype)
     taps = _taps(weight, mirrored)
-    ids = F.pad(segment + 1, (before, width - 1 - before))  # 0 is nobody's
+    ids = F.pad(segment + 1, (before, after))  # 0 is nobody's
     if left is not None:
         ids[:, :before] = ids[:, before : before + 1]
     y = None if bias is None else bias.to(torch.promote_types(x.dtype, bias.dtype))
@@ -38,6 +42,22 @@ def convolve(
             seen = seen * (_same_run(ids, segment + 1, k, before)).unsqueeze(-1)
         y = seen * tap if y is None else torch.addcmul(y, seen, tap)
     return y.to(x.dtype)
+
+
+def tails(rows: Float[Tensor, "R S K"], count: int, past: int) -> Float[Tensor, "R past K"]:
+    """Of texts as rows of blocks, `count` to a text: the `past` positions before each block, 0 before the first."""
+    texts, size, found = rows.unflatten(0, (-1, count)), rows.shape[1], []
+    for back in range(-(-past // size), 0, -1):  # blocks, the one that lies furthest back first
+        first = max(0, back * size - past)
+        block = texts[:, : max(0, count - back), first:]
+        found.append(F.pad(block, (0, 0, 0, 0, min(back, count), 0)))
+    return torch.cat(found, 2).flatten(0, 1) if found else rows[:, :0]
+
+
+def before(x: Float[Tensor, "B L K"], place: Int[Tensor, "B"], past: int) -> Float[Tensor, "B past K"]:
+    """The `past` positions before that place of each row, 0 where there are none."""
+    at = place.unsqueeze(1) + torch.arange(past, device=x.device)
+    return F.pad(x, (0, 0, past, 0)).gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[2]))
 
 
 def _in_slices(

@@ -147,7 +147,8 @@ class SequenceMixer(nn.Module, ABC):
         return y, after if rows is None else after.where(rows, cache)
 
     def prefill(self, x: Hidden, count: int, keep: Int[Tensor, "N"]) -> tuple[Hidden, MixerCache]:
-        """Outputs for `count` clean blocks per text, as rows [R, S, D], and the cache of the first `keep` of each."""
+        """Outputs for `count` clean blocks per text, as rows [R, S, D], and the cache of the first `keep` of each; the
+        outputs of the blocks after those mean nothing."""
         blocks, outputs = unfold(x, count).split(x.shape[1], 1), []
         cache = self.start(blocks[0])
         for number, block in enumerate(blocks):
@@ -185,6 +186,12 @@ class MixerConfig:
 
     __slots__ = ()
 
+    @property
+    def exact_cache(self) -> bool:
+        """Whether what a block sees of the blocks before it is what `commit` left of them. A trunk with a mixer of which
+        that is not true goes block by block over whole texts in training, and its cache is an approximation."""
+        return True
+
     def block_refusal(self) -> str | None:
         """Why it cannot be used in block mode, or None."""
         return None
@@ -199,7 +206,7 @@ class MixerConfig:
 
     def projections(self, d_model: int) -> int | None:
         """Parameters of the projections into and out of the mixer, where it can be run between them (`in_proj`, `mix`,
-        `out_proj`); None where it cannot."""
+        `mix_on`, `mix_prefill`, `mix_blocks`, `out_proj`); None where it cannot."""
         return None
 
     def projection_flops(self, d_model: int) -> tuple[int, int]:

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion_lm.config import build, choice, name_of, part
-from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, MixerCache, MixerConfig, SequenceMixer
-from diffusion_lm.shapes import Hidden
+from diffusion_lm.mixers.base import ONE_DOCUMENT, BlockContext, Context, MixerCache, MixerConfig, SequenceMixer
+from diffusion_lm.shapes import Hidden, Int, Tensor
 
 
 class Add(nn.Module):
@@ -132,20 +132,46 @@ class Bidirectional(SequenceMixer):
 
     def resume(self, x: Hidden, cache: MixerCache) -> tuple[Hidden, MixerCache]:
         """Forwards from the cache; backwards inside the block."""
-        there, after = self.forward_mixer.resume(x, cache)
-        back = self.forward_mixer if self.config.sharing == "everything" else self.reverse_mixer
-        if self.config.sharing == "projections":
-            projected = self.forward_mixer.in_proj(x)
-            return self.merge(there, self.forward_mixer.out_proj(back.mix(projected, reverse=True)), x), after
-        return self.merge(there, back.backwards(x), x), after
+        there = self.forward_mixer
+        if not self.config.staged():
+            y, after = there.resume(x, cache)
+            return self.merge(y, self._back().backwards(x), x), after
+        projected = there.in_proj(x)
+        y, after = there.mix_on(projected, cache)
+        return self._merged(y, projected, x), after
+
+    def prefill(self, x: Hidden, count: int, keep: Int[Tensor, "T"]) -> tuple[Hidden, MixerCache]:
+        there = self.forward_mixer
+        if not self.config.staged():
+            y, cache = there.prefill(x, count, keep)
+            return self.merge(y, self._back().backwards(x), x), cache
+        projected = there.in_proj(x)
+        y, cache = there.mix_prefill(projected, count, keep)
+        return self._merged(y, projected, x), cache
+
+    def over_blocks(self, x: Hidden, count: int, context: Context = ONE_DOCUMENT) -> Hidden:
+        there = self.forward_mixer
+        if not self.config.staged():
+            return self.merge(there.over_blocks(x, count, context), self._back().backwards(x), x)
+        projected = there.in_proj(x)
+        return self._merged(there.mix_blocks(projected, count), projected, x)
+
+    def prepare_blocks(self, x: Hidden, context: BlockContext) -> Context:
+        return self.forward_mixer.prepare_blocks(x, context)
 
     def forward(self, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
         there = self.forward_mixer
-        back = there if self.config.sharing == "everything" else self.reverse_mixer
         if not self.config.staged():
-            return self.merge(there(x, context), back.backwards(x, context), x)
+            return self.merge(there(x, context), self._back().backwards(x, context), x)
         projected = there.in_proj(x)
-        a, b = there.mix(projected, context), back.mix(projected, context, reverse=True)
+        return self._merged(there.mix(projected, context), projected, x, context)
+
+    def _back(self) -> SequenceMixer:
+        return self.forward_mixer if self.config.sharing == "everything" else self.reverse_mixer
+
+    def _merged(self, there: Tensor, projected: Tensor, x: Hidden, context: Context = ONE_DOCUMENT) -> Hidden:
+        """The output, from what lies between the projections in the direction there and from their common input."""
+        back, out_proj = self._back().mix(projected, context, reverse=True), self.forward_mixer.out_proj
         if self.merge.sums:
-            return there.out_proj(a + b)
-        return self.merge(there.out_proj(a), there.out_proj(b), x)
+            return out_proj(there + back)
+        return self.merge(out_proj(there), out_proj(back), x)

@@ -3,25 +3,27 @@
 in_proj gives gate z, input x, B, C and step dt; a short causal convolution and a SiLU over (x, B, C); the state-space
 scan; the skip D x; a gated RMSNorm; out_proj. Parameters and options carry mamba-ssm's names, shapes and starting
 values; all its options of a single device but d_ssm are here: every channel goes through the scan. Nothing crosses the
-boundary of a document: neither the convolution nor the state.
+boundary of a document: neither the convolution nor the state. In blocks a block starts from the state and the last
+inputs of the convolution that the clean blocks before it leave.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from diffusion_lm.blocks import fold, unfold
 from diffusion_lm.kernels.base import InnerLayer, kernel_class, runs_of
-from diffusion_lm.layers.convolution import convolve
+from diffusion_lm.layers.convolution import before, convolve, tails
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.layers.state_space import StateSpaceConfig
 from diffusion_lm.layers.steps import start_steps, steps
 from diffusion_lm.mixers.base import ONE_DOCUMENT, Context, SequenceMixer, StateCache
 from diffusion_lm.precision import wide
-from diffusion_lm.shapes import Float, Hidden, Int, Tensor
+from diffusion_lm.shapes import Bool, Float, Hidden, Int, Tensor
 
 
 @dataclass(kw_only=True, slots=True)
@@ -145,8 +147,39 @@ class Mamba2(SequenceMixer):
         return StateCache((none, wide(x.new_zeros(len(x), self.heads, self.config.head_dim, self.config.d_state))))
 
     def resume(self, x: Hidden, cache: StateCache) -> tuple[Hidden, StateCache]:
-        y, left = self.go_on(x, Mamba2State(*cache.state))
-        return y, StateCache((left.convolved, left.scanned))
+        y, after = self.mix_on(self.in_proj(x), cache)
+        return self.out_proj(y), after
+
+    def prefill(self, x: Hidden, count: int, keep: Int[Tensor, "T"]) -> tuple[Hidden, StateCache]:
+        y, cache = self.mix_prefill(self.in_proj(x), count, keep)
+        return self.out_proj(y), cache
+
+    def over_blocks(self, x: Hidden, count: int, context: Context = ONE_DOCUMENT) -> Hidden:
+        return self.out_proj(self.mix_blocks(self.in_proj(x), count))
+
+    def mix_on(self, projected: Float[Tensor, "B L E"], cache: StateCache) -> tuple[Float[Tensor, "B L I"], StateCache]:
+        """`resume` between the projections."""
+        y, left = self._parts(projected, ONE_DOCUMENT, state=Mamba2State(*cache.state))
+        return y, StateCache((left.convolved, wide(left.scanned)))
+
+    def mix_prefill(
+        self, projected: Float[Tensor, "R S E"], count: int, keep: Int[Tensor, "B"]
+    ) -> tuple[Float[Tensor, "R S I"], StateCache]:
+        """`prefill` between the projections: whole texts, whose state nothing moves after the blocks that are kept."""
+        size, texts, past = projected.shape[1], unfold(projected, count), self.config.d_conv - 1
+        z, new, dt = self._split(texts)
+        mixed = convolve(new, self.conv1d.weight, self.conv1d.bias, past)
+        kept = (torch.arange(texts.shape[1], device=texts.device) < (keep * size).unsqueeze(1)).unsqueeze(-1)
+        y, state = self._scanned(z, mixed, dt, kept=kept, want_state=True)
+        return fold(y, size), StateCache((before(new, keep * size, past), wide(state)))
+
+    def mix_blocks(self, projected: Float[Tensor, "T S E"], count: int) -> Float[Tensor, "T S I"]:
+        """`over_blocks` between the projections."""
+        z, new, dt = self._split(projected)
+        left = tails(new.chunk(2)[0], count, self.config.d_conv - 1)
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        mixed = convolve(new, weight, bias, self.config.d_conv - 1, left=torch.cat((left, left)))
+        return self._scanned(z, mixed, dt, count=count)[0]
 
     def go_on(
         self, x: Hidden, state: Mamba2State | None = None, context: Context = ONE_DOCUMENT
@@ -192,30 +225,48 @@ class Mamba2(SequenceMixer):
         state: Mamba2State | None = None,
     ) -> tuple[Float[Tensor, "B L I"], Mamba2State | None]:
         """Convolution, scan and gated norm one after the other."""
-        config = self.config
-        z, new, dt = projected.split((self.inner, self.inner + 2 * self.state, self.heads), -1)
-        before, left = 0 if reverse else config.d_conv - 1, None if state is None else state.convolved
-        mixed = F.silu(convolve(new, self.conv1d.weight, self.conv1d.bias, before, context.segment, left, reverse))
-        x, B, C = mixed.split((self.inner, self.state, self.state), -1)
-        y, scanned = self.kernel.scan(
-            x.unflatten(-1, (self.heads, -1)),
-            steps(dt, self.dt_bias, config.dt_limit),
-            -torch.exp(wide(self.A_log)),
-            B.unflatten(-1, (config.n_groups, -1)),
-            C.unflatten(-1, (config.n_groups, -1)),
-            chunk_size=config.chunk_size,
-            D=self._skip(),
-            segment=context.segment,
-            initial_state=None if state is None else state.scanned,
-            want_state=state is not None,
-            reverse=reverse,
-        )
-        y = self.norm(y.flatten(2), z) if config.rmsnorm else y.flatten(2) * F.silu(z)
+        z, new, dt = self._split(projected)
+        past, left = 0 if reverse else self.config.d_conv - 1, None if state is None else state.convolved
+        mixed = convolve(new, self.conv1d.weight, self.conv1d.bias, past, context.segment, left, reverse)
         if state is None:
-            return y, None
-        past = torch.cat((state.convolved, new), 1)[:, new.shape[1] :]
+            return self._scanned(z, mixed, dt, segment=context.segment, reverse=reverse)
+        options = {"initial_state": state.scanned, "want_state": True}
+        y, scanned = self._scanned(z, mixed, dt, segment=context.segment, reverse=reverse, **options)
+        kept = torch.cat((state.convolved, new), 1)[:, new.shape[1] :]
         if context.segment is None:
-            return y, Mamba2State(past, scanned, state.document)
-        runs = F.pad(runs_of(context.segment), (before, 0))  # the state is of the first position's document
-        past = past.where((runs[:, new.shape[1] :] == runs[:, -1:]).unsqueeze(-1), 0)
-        return y, Mamba2State(past, scanned, context.segment[:, -1])
+            return y, Mamba2State(kept, scanned, state.document)
+        runs = F.pad(runs_of(context.segment), (past, 0))  # the state is of the first position's document
+        kept = kept.where((runs[:, new.shape[1] :] == runs[:, -1:]).unsqueeze(-1), 0)
+        return y, Mamba2State(kept, scanned, context.segment[:, -1])
+
+    def _split(self, projected: Float[Tensor, "B L E"]) -> tuple[Tensor, Tensor, Tensor]:
+        """The gate, what is convolved, the steps."""
+        return projected.split((self.inner, self.inner + 2 * self.state, self.heads), -1)
+
+    def _scanned(
+        self,
+        z: Float[Tensor, "B L I"],
+        mixed: Float[Tensor, "B L K"],
+        dt: Float[Tensor, "B L H"],
+        count: int = 0,
+        kept: Bool[Tensor, "B L 1"] | None = None,
+        **options: Any,
+    ) -> tuple[Float[Tensor, "B L I"], Tensor | None]:
+        """Scan and gated norm of what the convolution gave; over blocks where they are counted. kept: positions that
+        the state takes in, where it does not take in all."""
+        config, groups = self.config, (self.config.n_groups, -1)
+        x, B, C = F.silu(mixed).split((self.inner, self.state, self.state), -1)
+        dt = steps(dt, self.dt_bias, config.dt_limit)
+        inputs = (
+            x.unflatten(-1, (self.heads, -1)),
+            dt if kept is None else dt * kept,
+            -torch.exp(wide(self.A_log)),
+            B.unflatten(-1, groups),
+            C.unflatten(-1, groups),
+        )
+        options = {"chunk_size": config.chunk_size, "D": self._skip(), **options}
+        if count:
+            y, state = self.kernel.over_blocks(*inputs, count=count, **options), None
+        else:
+            y, state = self.kernel.scan(*inputs, **options)
+        return (self.norm(y.flatten(2), z) if config.rmsnorm else y.flatten(2) * F.silu(z)), state

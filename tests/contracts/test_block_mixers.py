@@ -1,0 +1,199 @@
+"""Every mixer in blocks: the training form is what the cache gives, and nothing reaches back.
+
+The variants and their switches are discovered from the folder. What is cached is exact: it is made of clean blocks
+alone, so that no later block, and no noise, moves it.
+"""
+
+import itertools
+from dataclasses import fields
+
+import pytest
+import torch
+
+from diffusion_lm.blocks import fold, unfold
+from diffusion_lm.config import build, config_class, variants
+from diffusion_lm.mixers.base import BlockContext, SequenceMixer
+
+D_MODEL = 16
+SMALL = {"head_dim": 8, "d_state": 4, "chunk_size": 16}
+
+
+def small(cls, **options):
+    """A config of few channels."""
+    return cls(**{name: size for name, size in SMALL.items() if name in cls.__dataclass_fields__} | options)
+
+
+def inner_of(name: str, **options) -> dict:
+    return {"inner": small(config_class("mixers", name), **options)}
+
+
+def cases() -> list:
+    """Every variant, with each switch of its config turned on, and every choice of words with every other."""
+    found = []
+    for name in variants("mixers"):
+        cls = config_class("mixers", name)
+        names = cls.__dataclass_fields__
+        base = inner_of("mamba2") if "inner" in names else {}
+        switches = [f.name for f in fields(cls) if isinstance(f.default, bool)]
+        found += [({s: not names[s].default} | base, cls, f"{name}-{s}") for s in switches]
+        words = {f.name: f.metadata["choices"] for f in fields(cls) if "choices" in f.metadata}
+        for chosen in itertools.product(*words.values()):
+            found.append((dict(zip(words, chosen, strict=True)) | base, cls, "-".join((name, *chosen))))
+        if "n_kv_heads" in names:
+            found.append(({"n_kv_heads": 1}, cls, f"{name}-grouped"))
+        if "n_groups" in names:
+            found.append(({"n_groups": 2}, cls, f"{name}-groups"))
+        if "inner" in names:
+            found.append((inner_of("attention", causal=True), cls, f"{name}-attention"))
+            found.append((inner_of("mamba2", bias=True) | {"sharing": "everything"}, cls, f"{name}-biases"))
+    configs = [(small(cls, **options), name) for options, cls, name in found]
+    return [pytest.param(c, id=name) for c, name in configs if c.exact_cache and c.block_refusal() is None]
+
+
+@pytest.fixture(params=cases())
+def config(request):
+    return request.param
+
+
+def mixer_of(config):
+    """With weights that matter: nothing is 0 any more."""
+    torch.manual_seed(0)
+    mixer = build(config, D_MODEL)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    return mixer
+
+
+def rows_of(texts: int, count: int, size: int, seed: int = 0) -> torch.Tensor:
+    """Clean and noisy rows."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2 * texts * count, size, D_MODEL, generator=generator)
+
+
+def trained(mixer, x, count):
+    """As a trunk calls it in training."""
+    context = mixer.prepare_blocks(x, BlockContext(count=count))
+    return mixer.over_blocks(x, count, context)
+
+
+def generated(mixer, x, count):
+    """Noisy blocks from the cache, clean ones by going on from it; and the cache after every block."""
+    caches = [mixer.start(unfold(x.chunk(2)[0], count)[:, :1])]
+    outputs = ([], [])
+    for clean, noisy in zip(*(unfold(half, count).split(x.shape[1], 1) for half in x.chunk(2)), strict=True):
+        outputs[1].append(mixer.denoise(noisy, caches[-1]))
+        y, cache = mixer.commit(clean, caches[-1])
+        outputs[0].append(y)
+        caches.append(cache)
+    return torch.cat([fold(torch.cat(half, 1), x.shape[1]) for half in outputs]), caches
+
+
+def close(a, b, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def probe(mixer, cache, size: int) -> torch.Tensor:
+    """What a cache says to a block: caches of one content may lie differently in memory."""
+    rows = torch.randn(2, size, D_MODEL, generator=torch.Generator().manual_seed(7))
+    return mixer.denoise(rows, cache)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("texts", "count", "size"), [(2, 7, 1), (1, 9, 2), (2, 5, 7), (2, 3, 16), (2, 3, 33), (2, 1, 21)]
+)
+def test_the_training_form_is_what_the_cache_gives(config, texts, count, size):
+    mixer, x = mixer_of(config), rows_of(texts, count, size)
+    close(trained(mixer, x, count), generated(mixer, x, count)[0])
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 448])
+def test_the_training_form_is_what_the_cache_gives_at_length_448(config, size):
+    mixer, x = mixer_of(config), rows_of(1, 448 // size, size)
+    close(trained(mixer, x, 448 // size), generated(mixer, x, 448 // size)[0])
+
+
+@pytest.mark.parametrize(("count", "size"), [(5, 1), (4, 7), (3, 33)])
+def test_the_training_form_has_the_gradients_of_the_slow_one(config, count, size):
+    mixer, x = mixer_of(config).double(), rows_of(2, count, size).double().requires_grad_()
+    weight = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    of, found = [x, *mixer.parameters()], []
+    for y in (trained(mixer, x, count), SequenceMixer.over_blocks(mixer, x, count)):
+        found.append((y, torch.autograd.grad((y * weight).sum(), of)))
+    close(found[0][0], found[1][0], 1e-9)
+    for own, right in zip(found[0][1], found[1][1], strict=True):
+        close(own, right, 1e-8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("count", "size"), [(6, 1), (5, 7), (3, 33)])
+def test_one_pass_fills_the_cache_as_blocks_do(config, count, size):
+    """Each row as far as it says."""
+    mixer, x = mixer_of(config), rows_of(2, count, size)
+    clean = x.chunk(2)[0]
+    expected, caches = generated(mixer, x, count)
+    for keep in ([0, count], [2, 1], [count, count - 1]):
+        y, cache = mixer.prefill(clean, count, torch.tensor(keep))
+        said = probe(mixer, cache, size)
+        for text, blocks in enumerate(keep):
+            close(said[text], probe(mixer, caches[blocks], size)[text])
+            rows = slice(text * count, text * count + blocks)
+            close(y[rows], expected[rows])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("count", "size"), [(6, 1), (5, 7), (3, 33)])
+def test_nothing_reaches_back(config, count, size):
+    """Neither a later clean block nor the noise of any block: outputs before it are the same, bit for bit, or to
+    rounding; noise moves its own block alone."""
+    mixer, x = mixer_of(config), rows_of(2, count, size)
+    y, rows = trained(mixer, x, count), len(x) // 2
+    for k in range(count):
+        other = x.clone()
+        other[k] += 1  # clean block k of text 0
+        moved = (trained(mixer, other, count) - y).abs().amax((1, 2)) > 1e-6
+        expected = torch.zeros(2 * rows, dtype=torch.bool)
+        expected[k:count] = expected[rows + k + 1 : rows + count] = True
+        assert not (moved & ~expected).any()
+        assert moved[k] and moved[rows + k + 1 : rows + count][:1].all()
+        other = x.clone()
+        other[rows + k] += 1
+        moved = (trained(mixer, other, count) - y).abs().amax((1, 2)) > 1e-6
+        assert moved.nonzero().flatten().tolist() == [rows + k]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 7])
+def test_denoising_leaves_the_cache_and_committing_moves_named_rows(config, size):
+    mixer, x = mixer_of(config), rows_of(2, 3, size)
+    _, caches = generated(mixer, x, 3)
+    before = [probe(mixer, cache, size) for cache in caches]
+    noisy, clean = (unfold(half, 3)[:, :size] for half in x.chunk(2))
+    for _ in range(2):
+        mixer.denoise(noisy * 3, caches[2])
+        y, after = mixer.commit(clean, caches[2], torch.tensor([True, False]))
+    close(y, mixer.commit(clean, caches[2])[0])
+    for cache, said in zip(caches, before, strict=True):
+        assert torch.equal(probe(mixer, cache, size), said)
+    said = probe(mixer, after, size)
+    close(said[1], before[2][1])
+    close(said[0], probe(mixer, mixer.commit(clean, caches[2])[1], size)[0])
+    assert (said[0] - before[2][0]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_the_cache_of_a_state_has_one_size_and_float32(config):
+    if config.family() != "mamba":
+        assert generated(mixer_of(config), rows_of(1, 2, 8), 2)[1][2].nbytes() > 0
+        return
+    mixer = mixer_of(config)
+    _, caches = generated(mixer, rows_of(1, 4, 8), 4)
+    assert len({cache.nbytes() for cache in caches}) == 1
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = mixer.prefill(rows_of(1, 4, 8).chunk(2)[0].bfloat16(), 4, torch.tensor([3]))[1]
+        for _ in range(2):
+            assert [value.dtype for value in cache.state if value.dim() == 4] == [torch.float32]
+            cache = mixer.commit(rows_of(1, 1, 8)[:1].bfloat16(), cache)[1]
