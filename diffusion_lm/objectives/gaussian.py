@@ -64,10 +64,17 @@ class GaussianBound(GaussianObjective):
         return config.cross_entropy == 0
 
     def check(self) -> None:
-        times = self.training_noise.time_sampler.config
-        if self.process.schedule.learned and (times.low, times.high) != (0.0, 1.0):
+        sampler = self.training_noise.time_sampler
+        low, high = sampler.config.low, sampler.config.high
+        if sampler.searches and self.config.cross_entropy:
             raise ValueError(
-                f"times: got low {times.low} and high {times.high} with a learned schedule, which would draw the range "
+                f"times 'clipped': got objective.cross_entropy {self.config.cross_entropy}, but the range is searched "
+                "by the variance of the bound alone; expected objective.cross_entropy 0, or times=stratified"
+            )
+        if self.process.schedule.learned and (sampler.searches or (low, high) != (0.0, 1.0)):
+            got = "a search for it" if sampler.searches else f"low {low} and high {high}"
+            raise ValueError(
+                f"times: got {got} with a learned schedule, which would draw the range "
                 "to the noise levels that cost least; expected the whole range, 0 to 1, or a fixed schedule"
             )
 

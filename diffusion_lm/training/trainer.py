@@ -13,11 +13,13 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from diffusion_lm.config import part_class
 from diffusion_lm.data.datamodule import accumulation_steps
 from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.files import atomic_path
 from diffusion_lm.training.averaging import Average
 from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Scalars, Throughput
+from diffusion_lm.training.clip_search import ClipSearch
 from diffusion_lm.training.events import Events
 from diffusion_lm.training.run import Run
 from diffusion_lm.training.strategy import make_strategy
@@ -94,6 +96,7 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
             Throughput(tokens_per_step),
             Samples(run, training.samples),
             *average,
+            *([ClipSearch()] if part_class(config.times).searches else []),
             Scalars(training.log_every),
             Report(run, tokens_per_step),
             checkpoints,  # the last: what a checkpoint has passed is never logged again

@@ -39,6 +39,8 @@ CASES = [  # variant, its config, the share of probability below t written a sec
     ("stratified", CLIP, even(0.3, 0.8)),
     ("antithetic", {}, even(0.0, 1.0)),
     ("antithetic", CLIP, even(0.3, 0.8)),
+    ("clipped", {}, even(0.0, 1.0)),
+    ("clipped", CLIP, even(0.3, 0.8)),
     ("importance", {}, power_law(0.0, 1.0, 1.0)),
     ("importance", CLIP, power_law(0.3, 0.8, 1.0)),
     ("importance", {"power": 0.5}, power_law(0.0, 1.0, 0.5)),
