@@ -28,17 +28,20 @@ def compiled() -> Callable[..., Tensor]:
 @lru_cache(maxsize=8)
 def three_parts(pattern: BlockPattern, device: torch.device) -> BlockMask:
     """The block pattern over rows of 2 L positions, clean text and noisy. There are few of them, so they are kept."""
-    size, length, causal = pattern.size, pattern.length, pattern.causal
-
-    def sees(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        noisy, of_noisy = i >= length, j >= length
-        query, key = i % length, j % length
-        own = (query // size == key // size) & (noisy == of_noisy)
-        if causal:
-            own = own & (key <= query)
-        return own | (~of_noisy & (key // size < query // size))
-
-    return create_block_mask(sees, None, None, 2 * length, 2 * length, device)
+    size, length = pattern.size, pattern.length
+    reach = 1 if pattern.causal else size  # inside a block every position is of one reach, or each of its own
+    with torch.inference_mode(False):  # the first to ask may be validation, and training is to use it too
+        return create_block_mask(
+            lambda b, h, i, j: (
+                ((j < length) & (j // size < i % length // size))
+                | (
+                    ((i < length) == (j < length))
+                    & (j % length // size == i % length // size)
+                    & (j % length // reach <= i % length // reach)
+                )
+            ),
+            *(None, None, 2 * length, 2 * length, device),
+        )
 
 
 class Flex(AttentionKernel):

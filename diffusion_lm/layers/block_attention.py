@@ -19,8 +19,8 @@ CHUNKS, LEAST_CHUNK = 8, 64
 ALIGNED = 16
 """CUDA's kernels copy masks whose rows do not begin at a multiple of that."""
 
-Mask = Float[Tensor, "1 1 C T"] | None
-"""What is added to the scores of a chunk's queries, 0 or -inf; None where all keys are seen."""
+Mask = Tensor | None
+"""What is added to the scores of a chunk's queries, 0 or -inf [1, 1, C, T]; None where all keys are seen."""
 
 
 @dataclass(frozen=True)
