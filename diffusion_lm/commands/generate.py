@@ -31,7 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     if drawn.cache_bytes:
         print(_costs(drawn), file=sys.stderr)
     facts = {"run": arguments.run, "step": loaded.step, "seed": arguments.seed, "texts": drawn.texts}
-    costs = {"cache_bytes": drawn.cache_bytes, "calls": drawn.calls, "tokens_per_call": _tokens_per_call(drawn)}
+    costs = {
+        "tokens": drawn.tokens,
+        "calls": drawn.calls,
+        "tokens_per_call": _tokens_per_call(drawn),
+        "cache_bytes": drawn.cache_bytes,
+    }
     print(json.dumps({**facts, **costs}) if arguments.json else "\n---\n".join(drawn.texts))
     return 0
 
