@@ -117,22 +117,28 @@ def _check_pairings(config: ExperimentConfig) -> None:
             f"data.isolate_documents: got true with conditioning '{name_of(config.denoiser.conditioning)}', whose "
             "position in the sequence belongs to no document; expected adaln, film, additive or none"
         )
-    if objective.causal and not config.denoiser.is_causal():
-        raise ValueError(
-            f"objective '{name_of(config.objective)}' needs a causal denoiser, and '{name_of(config.denoiser)}' sees "
-            f"later positions; {how_to_be_causal(config.denoiser)}"
-        )
-    if objective.causal and config.denoiser.conditioning.positions:
-        raise ValueError(
-            f"objective '{name_of(config.objective)}': got conditioning '{name_of(config.denoiser.conditioning)}', "
-            "which puts the noise level into the sequence; that is always 0 here, and a text that goes on from a cache "
-            "has no place for it; expected adaln, film, additive or none"
-        )
+    if objective.causal:
+        _check_causal(config)
     config.model.check_readout(objective.readout)
     if config.model.self_conditioning and part_class(config.process).discrete:
         raise ValueError(
             f"model.self_conditioning: got {config.model.self_conditioning} with process '{process}', whose states "
             "are ids; expected 0, or a process of embedded tokens (objective=gaussian)"
+        )
+
+
+def _check_causal(config: ExperimentConfig) -> None:
+    """Refuse a denoiser that a next-token model cannot have."""
+    if not config.denoiser.is_causal():
+        raise ValueError(
+            f"objective '{name_of(config.objective)}' needs a causal denoiser, and '{name_of(config.denoiser)}' sees "
+            f"later positions; {how_to_be_causal(config.denoiser)}"
+        )
+    if config.denoiser.conditioning.positions:
+        raise ValueError(
+            f"objective '{name_of(config.objective)}': got conditioning '{name_of(config.denoiser.conditioning)}', "
+            "which puts the noise level into the sequence; that is always 0 here, and a text that goes on from a cache "
+            "has no place for it; expected adaln, film, additive or none"
         )
 
 
