@@ -1,6 +1,10 @@
 """The commands that get text and write shards, beside `shard`: their arguments, and the functions they call."""
 
 import argparse
+import os
+import time
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 
@@ -18,10 +22,63 @@ def train_tokenizer(options: argparse.Namespace) -> None:
     print(train(options.source, options.vocab_size, options.out, options.max_bytes))
 
 
+def tokenize(options: argparse.Namespace) -> None:
+    """Turn a large text into shards, part by part, on several processes; the same command goes on where it stopped."""
+    from data_prep.plan import TokenizeSettings
+    from data_prep.show import summary
+    from data_prep.tokenize import tokenize as make
+
+    settings = TokenizeSettings(**{f.name: getattr(options, f.name) for f in fields(TokenizeSettings)})
+    start = time.perf_counter()
+    say = partial(print, flush=True)
+    info = make(settings, processes=options.processes, task=options.task, tasks=options.tasks, say=say)
+    if info:
+        say(summary(info))
+    say(f"{time.perf_counter() - start:.1f} s")
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Make one dataset of the parts in a folder, when all are there. `tokenize` does so by itself at its end."""
+    from data_prep.merge import merge as make
+    from data_prep.show import summary
+
+    print(summary(make(options.folder, options.tokenizer)))
+
+
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add all of them to the command line."""
-    for add in (_add_get_vocabulary, _add_train_tokenizer):
+    for add in (_add_tokenize, _add_merge, _add_get_vocabulary, _add_train_tokenizer):
         add(commands)
+
+
+def _add_tokenize(commands: argparse._SubParsersAction) -> None:
+    make = commands.add_parser("tokenize", help="a large text into shards, in parallel", description=tokenize.__doc__)
+    make.add_argument("--source", dest="sources", action="append", required=True, metavar="PATH",
+                      help="a file or folder, as of shard, also .parquet; may be given several times")  # fmt: skip
+    make.add_argument("--out", type=Path, required=True, metavar="DIR")
+    make.add_argument("--tokenizer", default="gpt2", metavar="NAME|PATH/tokenizer.json", help="default %(default)s")
+    make.add_argument("--length", type=int, default=1024, metavar="L", help="tokens per sequence, default %(default)s")
+    make.add_argument("--val-fraction", type=float, default=0.001, metavar="F",
+                      help="share of documents held out by a hash of their text, default %(default)s")  # fmt: skip
+    make.add_argument("--hold-out", action="append", default=[], metavar="PATTERN",
+                      help="of paths inside a source: these files make the split holdout; may be repeated")  # fmt: skip
+    make.add_argument("--records-per-shard", type=int, default=1024, metavar="N",
+                      help="records of 64 sequences per shard, default %(default)s")  # fmt: skip
+    make.add_argument("--files-per-part", type=int, default=1, metavar="N",
+                      help="input files that are packed together, by one process, default %(default)s")  # fmt: skip
+    make.add_argument(
+        "--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one per core"
+    )
+    make.add_argument("--task", type=int, default=0, metavar="I", help="which of --tasks this is, from 0")
+    make.add_argument("--tasks", type=int, default=1, metavar="N", help="that share the parts, default %(default)s")
+    make.set_defaults(run=tokenize)
+
+
+def _add_merge(commands: argparse._SubParsersAction) -> None:
+    make = commands.add_parser("merge", help="the parts of tokenize into one dataset", description=merge.__doc__)
+    make.add_argument("folder", type=Path, metavar="DIR")
+    make.add_argument("--tokenizer", default="gpt2", metavar="NAME|PATH/tokenizer.json", help="default %(default)s")
+    make.set_defaults(run=merge)
 
 
 def _add_get_vocabulary(commands: argparse._SubParsersAction) -> None:

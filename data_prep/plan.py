@@ -1,0 +1,180 @@
+"""How a large text is cut into parts: what `tokenize` does is decided here, before any text is read.
+
+A part is a group of input files that one process turns into shards of its own, whole or not at all. Parts follow from
+the sources' file names alone, so processes and array tasks need no coordination, and which of them does a part, and
+when, changes no byte. The plan lies in the dataset's folder as `parts/plan.json`; a command that asks for something
+else is refused there.
+"""
+
+import fnmatch
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from data_prep.build import check_place
+from data_prep.splits import HOLDOUT
+from data_prep.text_files import TextFiles
+from diffusion_lm.data.manifest import SPLITS
+from diffusion_lm.data.tokenizers.base import Tokenizer
+from diffusion_lm.errors import UserError
+from diffusion_lm.files import write_text
+
+PARTS_FOLDER = "parts"
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizeSettings:
+    """What a person asks for. `hold_out`: patterns of paths, relative to their source, of files held out whole."""
+
+    sources: list[str]
+    out: Path
+    tokenizer: str = "gpt2"
+    length: int = 1024
+    val_fraction: float = 0.001
+    hold_out: list[str] = field(default_factory=list)
+    records_per_shard: int = 1024
+    files_per_part: int = 1
+
+    def check(self) -> None:
+        """Raise `UserError` for a number out of range."""
+        for name, low in (("length", 2), ("records_per_shard", 1), ("files_per_part", 1)):
+            if getattr(self, name) < low:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {low} or more")
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"--val-fraction {self.val_fraction}: must be in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """files: (source, path, bytes) each; split: the one they all go to, "" for training and validation by hash."""
+
+    number: int
+    split: str
+    files: list[tuple[str, str, int]]
+
+    @property
+    def name(self) -> str:
+        """As it stands in the names of its files."""
+        return f"{self.number:05d}"
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Where its documents may go."""
+        return (self.split,) if self.split else SPLITS
+
+    @property
+    def bytes(self) -> int:
+        """Size of its files."""
+        return sum(size for _, _, size in self.files)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`facts` are what the shards depend on, beside the text itself."""
+
+    out: Path
+    facts: dict
+    parts: list[Part]
+
+    @cached_property
+    def id(self) -> str:
+        """Stands for all of the plan but its place."""
+        return hashlib.sha256(self._text().encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where the parts' own files lie."""
+        return self.out / PARTS_FOLDER
+
+    def keep(self) -> None:
+        """Write the plan, or check that the one that is there is the same. Raises `UserError` where it is not."""
+        path = self.folder / PLAN_FILE
+        if not path.exists():
+            write_text(path, self._text())
+            return
+        other = load_plan(self.out)
+        names = [name for name in self.facts if other.facts.get(name) != self.facts[name]]
+        differences = [f"{name}={other.facts.get(name)} (asked: {self.facts[name]})" for name in names]
+        if other.parts != self.parts and not differences:
+            differences = [f"{_content(other.parts)} (now: {_content(self.parts)})"]
+        if differences:
+            raise UserError(
+                f"{self.out}: holds parts made with {', '.join(differences)}; nothing written: give another --out, or "
+                "remove that folder first"
+            )
+
+    def _text(self) -> str:
+        return json.dumps({"facts": self.facts, "parts": [asdict(part) for part in self.parts]}, indent=1) + "\n"
+
+
+def make_plan(settings: TokenizeSettings, tokenizer: Tokenizer) -> Plan:
+    """The plan of what `settings` ask for. Raises `UserError` for a source without text, or a place that is taken."""
+    settings.check()
+    sources = [TextFiles(Path(source)) for source in settings.sources if _exists(source)]
+    for source in sources:
+        check_place(settings.out, source.name)
+    files = [
+        (
+            source.name,
+            path.relative_to(source.path).as_posix() if path != source.path else path.name,
+            path.stat().st_size,
+        )
+        for source in sources
+        for path in source.files
+    ]
+    held = {file for pattern in settings.hold_out for file in _matching(files, pattern)}
+    kinds = {"": [file for file in files if file not in held], HOLDOUT: [file for file in files if file in held]}
+    if not kinds[""]:
+        raise UserError(
+            f"--hold-out {' '.join(settings.hold_out)}: holds out all {len(files)} files; leave some to train on"
+        )
+    parts = []
+    for split, group in kinds.items():
+        for start in range(0, len(group), settings.files_per_part):
+            parts.append(Part(len(parts), split, group[start : start + settings.files_per_part]))
+    facts = {
+        "sources": [source.name for source in sources],
+        "tokenizer": tokenizer.name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "length": settings.length,
+        "val_fraction": settings.val_fraction,
+        "hold_out": settings.hold_out,
+        "records_per_shard": settings.records_per_shard,
+        "files_per_part": settings.files_per_part,
+    }
+    return Plan(settings.out, facts, parts)
+
+
+def load_plan(out: Path) -> Plan:
+    """The plan that lies in `out`. Raises `UserError` where there is none."""
+    path = out / PARTS_FOLDER / PLAN_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = [
+            Part(part["number"], part["split"], [tuple(file) for file in part["files"]]) for part in content["parts"]
+        ]
+        return Plan(out, content["facts"], parts)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; make parts first: python -m data_prep tokenize") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a plan ({error!r}); remove {out} and tokenize again") from None
+
+
+def _exists(source: str) -> bool:
+    if not source or not Path(source).exists():
+        raise UserError(f"--source '{source}': no such file or folder; expected a path of text files")
+    return True
+
+
+def _matching(files: list[tuple[str, str, int]], pattern: str) -> list[tuple[str, str, int]]:
+    found = [file for file in files if fnmatch.fnmatchcase(file[1], pattern)]
+    if not found:
+        raise UserError(f"--hold-out '{pattern}': matches none of the {len(files)} files; the first is {files[0][1]}")
+    return found
+
+
+def _content(parts: list[Part]) -> str:
+    return f"{sum(len(part.files) for part in parts)} files of {sum(part.bytes for part in parts)} bytes"
