@@ -6,7 +6,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from data_prep.writing_commands import add_commands
+from data_prep import reading_commands, writing_commands
 from diffusion_lm.errors import Parser, run_command
 
 
@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     root = Parser(prog="python -m data_prep", description=__doc__)
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    add_commands(commands)
+    writing_commands.add_commands(commands)
+    reading_commands.add_commands(commands)
 
     make = commands.add_parser("shard", help="turn documents into WebDataset shards", description=shard.__doc__)
     make.add_argument("--source", default="python-docs", metavar="python-docs|PATH",

@@ -39,10 +39,11 @@ class ShardedTokens(TokenReader):
     def __init__(self, path: str | Path, split: str, on_damage: str = "error", files: Files | None = None):
         self.info = DatasetInfo.load(path)
         self.split, self.on_damage = split, on_damage
-        self.index = ShardIndex(shards_of(self.info, split))
-        self.files = files or LocalFiles(self.info.path)
+        shards = shards_of(self.info, split)
+        self.index = ShardIndex(shards, [CRC_DTYPE.itemsize * shard.num_sequences for shard in shards])
+        self.files = files or LocalFiles(self.info.path, self.info.root)
         if on_damage == "error" and not self.files.remote:
-            check_sizes(self.info.path, self.index)
+            check_sizes(self.files, self.index)
         self._dtype = np.dtype(self.info.dtype)
         self._open = Recent()
         self._side_checked: set[int] = set()
@@ -80,8 +81,7 @@ class ShardedTokens(TokenReader):
 
     def prefetch(self, indices: Sequence[int]) -> None:
         """See the contract."""
-        numbers = dict.fromkeys(self.index.shards_of(np.asarray(indices)).tolist())
-        self.files.prefetch([wanted for number in numbers for wanted in self.index.wanted(number)])
+        self.files.prefetch(self.index.wanted_for(indices))
 
     def _map(self, number: int) -> OpenShard:
         path = self.files.find(self.index.wanted(number)[0])
@@ -93,7 +93,7 @@ class ShardedTokens(TokenReader):
         if wrong:
             empty.problem = wrong
             return empty
-        ids = _mapped(path, self._dtype)
+        ids = mapped(path, self._dtype)
         windows = np.lib.stride_tricks.sliding_window_view(ids, self.info.length)
         return OpenShard(windows, crcs, problem)
 
@@ -105,7 +105,7 @@ class ShardedTokens(TokenReader):
         path = self.files.find(side)
         if not path.is_file() or path.stat().st_size != side.bytes:
             return None, f"its checksums, {side.name}, are missing or cut"
-        crcs = _mapped(path, CRC_DTYPE)
+        crcs = mapped(path, CRC_DTYPE)
         if number not in self._side_checked and hashlib.sha256(crcs).hexdigest() != side.sha256:
             return None, f"its checksums, {side.name}, are not those written"
         self._side_checked.add(number)
@@ -122,7 +122,7 @@ def shards_of(info: DatasetInfo, split: str) -> list[Shard]:
     return [shard for shard in shards if shard.split == split]
 
 
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
+def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     """A file as an array [n]; bytes at its end that are no whole number are left out."""
     with path.open("rb") as stream:
         content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

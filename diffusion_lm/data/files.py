@@ -47,12 +47,13 @@ class LocalFiles(Files):
 
     remote = False
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, root: str = ""):
+        """`root`: where the shards lie, when not in `folder`."""
+        self._folder, self._root = folder, folder / root
 
     def find(self, wanted: Wanted) -> Path:
         """See the contract."""
-        return self._folder / wanted.name
+        return (self._root if wanted.name.endswith(".tar") else self._folder) / wanted.name
 
 
 class CachedFiles(Files):

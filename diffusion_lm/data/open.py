@@ -1,10 +1,9 @@
 """From what an experiment says of its data to a reader and an order."""
 
-from pathlib import Path
-
 import numpy as np
 
 from diffusion_lm.data.dataset import ShardedTokens
+from diffusion_lm.data.dclm import DclmTokens
 from diffusion_lm.data.fetch import is_remote
 from diffusion_lm.data.files import CachedFiles, Files, LocalFiles
 from diffusion_lm.data.info import DatasetInfo, TokenDataConfig, mixed_info
@@ -13,7 +12,7 @@ from diffusion_lm.data.order import BlockOrder, Order, TrainingOrder
 from diffusion_lm.data.reader import TokenReader
 from diffusion_lm.errors import UserError
 
-READERS = {"records": ShardedTokens}
+READERS = {"records": ShardedTokens, "dclm": DclmTokens}
 """By the format that `dataset.json` tells."""
 GB = 10**9
 
@@ -58,7 +57,7 @@ def _open(place: str, config: TokenDataConfig, split: str) -> TokenReader:
 def _files(place: str, info: DatasetInfo, config: TokenDataConfig) -> Files:
     if is_remote(place):
         return CachedFiles(place, info.path, config.cache_gb * GB)
-    return LocalFiles(Path(info.path) / info.root)
+    return LocalFiles(info.path, info.root)
 
 
 def _check_room(place: str, tokens: TokenReader, config: TokenDataConfig) -> None:

@@ -2,14 +2,13 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion_lm.data.crc import CRC_DTYPE
-from diffusion_lm.data.files import Wanted
+from diffusion_lm.data.files import Files, Wanted
 from diffusion_lm.data.manifest import Shard
 from diffusion_lm.errors import UserError
 
@@ -21,7 +20,9 @@ AGAIN = "make the shards again in an empty folder, or copy that file again"
 class ShardIndex:
     """Names, sizes and offsets of a split's shards. starts [S + 1]: the split's sequence at which each shard begins."""
 
-    def __init__(self, shards: list[Shard]):
+    def __init__(self, shards: list[Shard], side_bytes: list[int]):
+        """side_bytes [S]: what each shard's side file has."""
+        self._side_bytes = np.array(side_bytes, dtype=np.int64)
         self.names = [shard.shard for shard in shards]
         self._sha256 = [shard.sha256 for shard in shards]
         self._sides = [(shard.crc, shard.crc_sha256) for shard in shards]
@@ -45,11 +46,15 @@ class ShardIndex:
         return [(int(numbers[at]), some) for at, some in zip([0, *cuts], np.split(order, cuts)) if len(some)]
 
     def wanted(self, number: int) -> list[Wanted]:
-        """The files of a shard: itself and, where there is one, its checksums."""
+        """The files of a shard: itself and, where there is one, its side file."""
         side, sha256 = self._sides[number]
-        size = CRC_DTYPE.itemsize * int(self.starts[number + 1] - self.starts[number])
         shard = Wanted(self.names[number], int(self.bytes[number]), self._sha256[number])
-        return [shard, Wanted(side, size, sha256)] if side else [shard]
+        return [shard, Wanted(side, int(self._side_bytes[number]), sha256)] if side else [shard]
+
+    def wanted_for(self, indices: Sequence[int]) -> list[Wanted]:
+        """The files of the shards that `indices` lie in."""
+        numbers = dict.fromkeys(self.shards_of(np.asarray(indices)).tolist())
+        return [wanted for number in numbers for wanted in self.wanted(number)]
 
     def offset(self, number: int, records: np.ndarray) -> np.ndarray:
         """The byte at which the data of each of `records` [n] of a shard begins."""
@@ -80,11 +85,13 @@ class Recent:
         return Recent, (self._limit,)
 
 
-def check_sizes(folder: Path, index: ShardIndex) -> None:
-    """Raise `UserError` when a shard, or its side file, is missing or has not the manifest's size."""
-    for number, name in enumerate(index.names):
-        if problem := size_problem(folder / name, int(index.bytes[number])):
-            raise UserError(f"{folder / name}: {problem}; {AGAIN}")
+def check_sizes(files: Files, index: ShardIndex) -> None:
+    """Raise `UserError` when a shard is missing or has not the manifest's size."""
+    for number in range(len(index.names)):
+        shard = index.wanted(number)[0]
+        path = files.find(shard)
+        if problem := size_problem(path, shard.bytes):
+            raise UserError(f"{path}: {problem}; {AGAIN}")
 
 
 def size_problem(path: Path, expected: int) -> str | None:

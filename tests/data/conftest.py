@@ -1,8 +1,13 @@
 """Small corpora made on the spot, and the command line as a person types it."""
 
+import gzip
+import hashlib
+import io
 import json
 import subprocess
 import sys
+import tarfile
+import uuid
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,6 +70,49 @@ def make_module():
         return module
 
     return make
+
+
+def dclm_tar(contexts, dialect, number):
+    """A shard as DCLM's tools write it: tokshuf-rs (GNU headers, long names, compact JSON) or Ray (ustar, spaces)."""
+    stream = io.BytesIO()
+    gnu = dialect == "tokshuf"
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT if gnu else tarfile.USTAR_FORMAT) as tar:
+        for place, ids in enumerate(contexts):
+            text = json.dumps([int(i) for i in ids], separators=(",", ":") if gnu else (", ", ": "))
+            again = f"{number:08}_{place:08}_" * (3 if place % 5 == 4 else 1)  # shuffled again and again: a long name
+            key = again + str(uuid.UUID(int=place)) if gnu else hashlib.md5(text.encode()).hexdigest()
+            data = gzip.compress(text.encode())
+            member = tarfile.TarInfo(f"{key}.json.gz")
+            member.size, member.mtime = len(data), 0 if gnu else 1_700_000_000
+            tar.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+@pytest.fixture(params=["tokshuf", "ray"])
+def dclm(request, tmp_path):
+    """A folder in one of DCLM's dialects: contexts of 65 bytes-tokens, end-of-text written 0, padding 259.
+
+    `contexts` has them by shard; each of two input files ends with padding, one of them with a context of nothing else.
+    """
+    gnu = request.param == "tokshuf"
+    rng = np.random.default_rng(1)
+    stream = []
+    for text in make_texts(120, seed=4):
+        stream += [*text.encode(), 0]
+    stream = [*stream[: 65 * (len(stream) // 65) - 1], 0]  # the text ends with a context: padding alone follows
+    contexts = [stream[at : at + 65] for at in range(0, len(stream), 65)] + [[259] * 65]
+    contexts.append([*b"the end", 0] + [259] * 57)
+    rng.shuffle(contexts)
+    contexts = [contexts[at : at + 30] for at in range(0, len(contexts), 30)]
+    folder = tmp_path / request.param
+    folder.mkdir()
+    names = [f"shard_{n:08}" if gnu else f"{n + 1:08}" for n in range(len(contexts))]
+    for number, name in enumerate(names):
+        (folder / f"{name}.tar").write_bytes(dclm_tar(contexts[number], request.param, number))
+    lines = [{"num_sequences": len(some), "shard": name} for some, name in zip(contexts, names)]
+    lines = [json.dumps(line, separators=(",", ":") if gnu else (", ", ": ")) for line in lines]
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + ("" if gnu else "\n"))
+    return SimpleNamespace(folder=folder, contexts=contexts, names=names, dialect=request.param)
 
 
 @pytest.fixture

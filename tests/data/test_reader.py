@@ -56,7 +56,7 @@ def test_verify_finds_one_flipped_bit_and_a_shard_too_many(folder, data_prep, re
     (folder / "train-000099.tar").write_bytes(b"")
     line = refused("verify", folder)
     assert ": 2 wrong among" in line
-    assert "train-000001.tar (content differs), train-000099.tar (not in the manifest); make the dataset again" in line
+    assert "train-000001.tar (content differs: record 0, row 0), train-000099.tar (not in the manifest); make" in line
 
 
 def test_inspect_shows_facts_and_text(folder, data_prep, texts):

@@ -1,0 +1,148 @@
+"""DCLM's own tokenised shards, read as they are: tars with one compressed list of ids per context.
+
+Both dialects (tokshuf-rs and Ray) write contexts of 2,049 ids: an input and its shifted target. `python -m data_prep
+index` found where each member lies and checked all of it; here a member is unpacked when one of its windows is asked
+for. A context gives as many windows of L as it holds, the rest is dropped; what end-of-text was written as becomes the
+tokenizer's own.
+"""
+
+import io
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_lm.data.dataset import mapped, shards_of
+from diffusion_lm.data.files import Files, LocalFiles
+from diffusion_lm.data.info import DatasetInfo
+from diffusion_lm.data.reader import Place, TokenReader
+from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, size_problem
+
+MEMBERS = np.dtype([("start", "<u8"), ("size", "<u4"), ("crc", "<u4"), ("first", "<u4"), ("record", "<u4")])
+"""A context in a shard's index: where its data lie, their CRC-32, the number of its first window, its own number."""
+GZIP = 31
+"""zlib's window bits for a gzip header."""
+
+
+@dataclass(slots=True)
+class OpenContexts:
+    """content: the shard's bytes; members [m]: its index; problem: why nothing can be read."""
+
+    content: np.ndarray
+    members: np.ndarray
+    problem: str | None
+
+
+class DclmTokens(TokenReader):
+    """The windows of one split. Those of a context stand side by side, and are unpacked together when read together."""
+
+    def __init__(self, path: str | Path, split: str, on_damage: str = "error", files: Files | None = None):
+        self.info = DatasetInfo.load(path)
+        self.split, self.on_damage = split, on_damage
+        shards = shards_of(self.info, split)
+        self.index = ShardIndex(shards, [MEMBERS.itemsize * shard.records for shard in shards])
+        self.files = files or LocalFiles(self.info.path, self.info.root)
+        self._suffix, self._written = self.info.dialect["suffix"], self.info.dialect["eot_id"]
+        if on_damage == "error" and not self.files.remote:
+            check_sizes(self.files, self.index)
+        self._open = Recent()
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def place(self, index: int) -> Place:
+        """See the contract; the row is the window in its context."""
+        number = int(self.index.shards_of(np.array([index]))[0])
+        members = self._open.get(number, self._map).members
+        within = index - int(self.index.starts[number])
+        if not len(members):
+            return Place(self.index.names[number], 0, within)
+        member = members[np.searchsorted(members["first"], within, side="right") - 1]
+        return Place(self.index.names[number], int(member["record"]), within - int(member["first"]))
+
+    def gather(self, indices: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """See the contract."""
+        length = self.info.length
+        rows, damage = np.zeros((len(indices), length), np.int64), {}
+        for number, at in self.index.by_shard(indices):
+            shard = self._open.get(number, self._map)
+            if shard.problem:
+                damage |= {int(place): shard.problem for place in at}
+                continue
+            within = indices[at] - self.index.starts[number]
+            contexts = np.searchsorted(shard.members["first"], within, side="right") - 1
+            held, ids = -1, np.empty(0)
+            windows = within - shard.members["first"][contexts]
+            for place, context, window in zip(at.tolist(), contexts.tolist(), windows.tolist()):
+                if context != held:
+                    held, ids = context, self._context(shard, context)
+                if ids is None:
+                    damage[place] = "its CRC-32 differs from the one indexed"
+                else:
+                    rows[place] = ids[window * length : (window + 1) * length]
+        return rows, damage
+
+    def after(self, index: int) -> int:
+        """Past the whole shard where nothing of it can be read."""
+        number = int(self.index.shards_of(np.array([index]))[0])
+        lost = self._open.get(number, self._map).problem
+        return int(self.index.starts[number + 1] if lost else index + 1) % len(self)
+
+    def prefetch(self, indices: Sequence[int]) -> None:
+        """See the contract."""
+        self.files.prefetch(self.index.wanted_for(indices))
+
+    def _context(self, shard: OpenContexts, number: int) -> np.ndarray | None:
+        member = shard.members[number]
+        start, size = int(member["start"]), int(member["size"])
+        data = shard.content[start : start + size].data
+        if len(data) != size or zlib.crc32(data) != member["crc"]:
+            return None
+        ids = PARSERS[self._suffix](data)
+        if self._written != self.info.eot_id:
+            ids[ids == self._written] = self.info.eot_id
+        return ids
+
+    def _map(self, number: int) -> OpenContexts:
+        shard, side = self.index.wanted(number)
+        path, index = self.files.find(shard), self.files.find(side)
+        problem = size_problem(path, shard.bytes) if not path.is_file() else None
+        if not index.is_file() or index.stat().st_size != side.bytes:
+            problem = f"its index, {side.name}, is missing or cut"
+        if problem or not shard.bytes:
+            return OpenContexts(np.empty(0, np.uint8), np.empty(0, MEMBERS), problem)
+        return OpenContexts(mapped(path, np.dtype(np.uint8)), mapped(index, MEMBERS), None)
+
+
+def _text(data: bytes) -> np.ndarray:
+    """Ids of a JSON list, or of Python's way to write one. Raises `ValueError` for anything else."""
+    text = bytes(data).strip()
+    if not (text.startswith(b"[") and text.endswith(b"]")):
+        raise ValueError("is no list")
+    ids = np.fromstring(text[1:-1], dtype=np.int64, sep=",")
+    if len(ids) != text.count(b",") + 1:
+        raise ValueError("is no list of whole numbers")
+    return ids
+
+
+def _npy(data: bytes) -> np.ndarray:
+    ids = np.load(io.BytesIO(data), allow_pickle=False)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"is an array of {ids.dtype} with {ids.ndim} axes, not one of ids")
+    return ids.astype(np.int64)
+
+
+def _unpacked(parse: Callable[[bytes], np.ndarray]) -> Callable[[bytes], np.ndarray]:
+    return lambda data: parse(zlib.decompress(data, GZIP))
+
+
+PARSERS: dict[str, Callable[[bytes], np.ndarray]] = {
+    "json.gz": _unpacked(_text),
+    "json": _text,
+    "txt.gz": _unpacked(_text),
+    "txt": _text,
+    "npy": _npy,
+}
+"""Ids [n] int64 of a member's bytes, by the end of its name. They raise `ValueError` or `zlib.error`."""
