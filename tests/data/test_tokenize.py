@@ -42,9 +42,9 @@ def make(tmp_path):
 
 
 def content(folder):
-    """The files below `folder`; dataset.json without the folder's own name."""
+    """The files below `folder`; dataset.json without the folder's own name and the commit."""
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {**files, "dataset.json": {**json.loads(files["dataset.json"]), "name": ""}}
+    return {**files, "dataset.json": {**json.loads(files["dataset.json"]), "name": "", "code_version": ""}}
 
 
 def documents(folder, split):
