@@ -48,13 +48,21 @@ class DenoiserConfig:
             raise ValueError(f"mlp_width: got {self.mlp_width}, expected channels, or 0 to go by mlp_expansion")
 
     def unused(self, experiment: Any) -> dict[str, str]:
-        """The expansion beside a width, and what the MLPs are like where there are none."""
+        """The expansion beside a width, what the MLPs are like where there are none, what blocks are like without."""
+        of_blocks = {} if experiment.block_size else self._of_blocks()
         if self.mlp_width:
-            return {"denoiser.mlp_expansion": f"the MLPs are as wide as denoiser.mlp_width={self.mlp_width} says"}
+            why = f"the MLPs are as wide as denoiser.mlp_width={self.mlp_width} says"
+            return of_blocks | {"denoiser.mlp_expansion": why}
         if self.width(experiment.model.d_model):
-            return {}
+            return of_blocks
         why = "there are no MLPs (denoiser.mlp_expansion is 0)"
-        return {"denoiser.mlp": why, "denoiser.mlp_bias": why}
+        return of_blocks | {"denoiser.mlp": why, "denoiser.mlp_bias": why}
+
+    def _of_blocks(self) -> dict[str, str]:
+        """Keys of the mixers that only block mode reads."""
+        mixers = [f.name for f in fields(self) if f.metadata.get("folder") == "mixers"]
+        keys = [f"denoiser.{name}.{key}" for name in mixers for key in getattr(self, name).of_blocks()]
+        return dict.fromkeys(keys, "block_size is 0, and it is a key of block mode")
 
     def check_mlp(self, d_model: int) -> None:
         """Raise `ValueError` for an expansion above 0 that is too small for any channels."""
@@ -102,12 +110,17 @@ class DenoiserConfig:
         mlps = len(self.mixers()) * MLPS[self.mlp].parameters_of(d_model, width, self.mlp_bias)
         return mixers + mlps + branches * d_model + self.conditioning.parameters(d_model, branches)
 
-    def flops_per_token(self, d_model: int, length: int) -> float:
+    def flops_per_token(self, d_model: int, length: int, block_size: int = 0) -> float:
         """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two).
+        With blocks a pass goes over a text's clean blocks and over its noisy ones; a position is one of the text.
 
         The conditioning is left out: it works once per row, not per position. Positions that it adds to the sequence
         are work of the blocks, shared out over the `length` others.
         """
+        if block_size:
+            mlp = MLPS[self.mlp].parameters_of(d_model, self.width(d_model))
+            sizes = (d_model, length, block_size)
+            return float(sum(mixer.block_flops_per_token(*sizes) + 4 * mlp for mixer in self.mixers()))
         mlp, extended = MLPS[self.mlp].parameters_of(d_model, self.width(d_model)), length + self.conditioning.positions
         each = sum(mixer.flops_per_token(d_model, extended) + 2 * mlp for mixer in self.mixers())
         return each * extended / length

@@ -188,9 +188,13 @@ class MixerConfig:
 
     @property
     def exact_cache(self) -> bool:
-        """Whether what a block sees of the blocks before it is what `commit` left of them. A trunk with a mixer of which
-        that is not true goes block by block over whole texts in training, and its cache is an approximation."""
+        """Whether what a block sees of the blocks before it is what `commit` left of them. A trunk with a mixer of
+        which that is not true goes block by block over whole texts in training; its cache is an approximation."""
         return True
+
+    def of_blocks(self) -> tuple[str, ...]:
+        """Keys that nothing reads outside block mode."""
+        return ()
 
     def block_refusal(self) -> str | None:
         """Why it cannot be used in block mode, or None."""
@@ -220,3 +224,7 @@ class MixerConfig:
     def flops_per_token(self, d_model: int, length: int) -> int:
         """Floating-point operations of a forward pass per position: matrix products, a multiply-add being two."""
         raise NotImplementedError
+
+    def block_flops_per_token(self, d_model: int, length: int, block_size: int) -> int:
+        """Of `over_blocks`, clean and noisy blocks together, per position of the text: two passes over it at most."""
+        return 2 * self.flops_per_token(d_model, length)

@@ -3,6 +3,9 @@
 DiffuMamba adds two independent mixers (arXiv 2511.15927, section 3), the default. Caduceus (arXiv 2403.03234,
 section 3) shares the projections, which hold most of the weights: then there is one product into both directions and,
 where outputs are added, one out of them (its bias counts once).
+
+In blocks the direction backwards stays in its block, so that what is cached depends on clean text alone and is exact;
+`reverse_scan: full` is the papers' arm, whose cache is an approximation.
 """
 
 from dataclasses import dataclass
@@ -74,6 +77,10 @@ class BidirectionalConfig(MixerConfig):
     """What the directions have in common: nothing, in_proj and out_proj, or all weights."""
     merge: str = choice("add", *list(MERGES)[1:])
     """How the directions become one: the sum, a gate's mean of them, or a projection of both side by side."""
+    reverse_scan: str = choice("block", "full")
+    """In blocks. block: backwards inside the own block, and the cache is exact. full, for comparison (the papers'
+    approximate cache): the model that is trained runs backwards over the earlier blocks too, which then change with the
+    noise; no cache can hold them, and the one of generation is as if they did not."""
 
     def __post_init__(self) -> None:
         if not self.inner.is_causal():
@@ -85,6 +92,13 @@ class BidirectionalConfig(MixerConfig):
                 f"sharing: got projections, but {name_of(self.inner)} cannot be run between its projections; "
                 "expected independent or everything"
             )
+
+    @property
+    def exact_cache(self) -> bool:
+        return self.reverse_scan == "block" and self.inner.exact_cache
+
+    def of_blocks(self) -> tuple[str, ...]:
+        return ("reverse_scan",)
 
     def is_causal(self) -> bool:
         return False

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusion_lm.blocks import fold, unfold
+from diffusion_lm.config import choice
 from diffusion_lm.kernels.base import kernel_class
 from diffusion_lm.layers.convolution import before, convolve, tails
 from diffusion_lm.layers.norm import GatedRMSNorm
@@ -31,11 +32,21 @@ class HydraConfig(StateSpaceConfig):
     """Width of the centred convolution, odd."""
     norm_before_gate: bool = True
     """Norm, then gate, instead of the norm of what is gated."""
+    reverse_scan: str = choice("block", "full")
+    """In blocks: the scan backwards inside the own block, or, for comparison and with a cache that is an approximation,
+    over the earlier blocks too (see `bidirectional`)."""
 
     def __post_init__(self) -> None:
         StateSpaceConfig.__post_init__(self)
         if self.d_conv % 2 == 0:
             raise ValueError(f"d_conv: got {self.d_conv}, expected an odd number, since the convolution is centred")
+
+    @property
+    def exact_cache(self) -> bool:
+        return self.reverse_scan == "block"
+
+    def of_blocks(self) -> tuple[str, ...]:
+        return ("reverse_scan",)
 
     def is_causal(self) -> bool:
         return False

@@ -22,7 +22,8 @@ def cases() -> list:
         switches = {f.name: not f.default for f in fields(cls) if isinstance(f.default, bool)}
         found.append(pytest.param(cls(), id=name))
         found += [pytest.param(cls(**{s: value}), id=f"{name}-{s}") for s, value in switches.items()]
-        words = {f.name: f.metadata["choices"] for f in fields(cls) if "choices" in f.metadata}
+        named = [f for f in fields(cls) if "choices" in f.metadata and f.name not in cls().of_blocks()]
+        words = {f.name: f.metadata["choices"] for f in named}
         for chosen in list(itertools.product(*words.values()))[1:]:  # the first is the default
             found.append(pytest.param(cls(**dict(zip(words, chosen, strict=True))), id="-".join((name, *chosen))))
         if "n_kv_heads" in cls.__dataclass_fields__:
