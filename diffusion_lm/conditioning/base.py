@@ -27,11 +27,15 @@ Extended = Float[Tensor, "B E D"]
 @dataclass(frozen=True)
 class Signal:
     """noisy: [B, N, C], for positions that are predicted; clean: for the given ones, if there are any, [B, 1, C] or one
-    per position."""
+    per position.
 
-    noisy: Float[Tensor, "B N C"]
-    clean: Float[Tensor, "B M C"]
+    beside_clean: before the rows of `noisy` come as many clean ones, which all have `clean`'s one signal [1, 1, C].
+    """
+
+    noisy: Float[Tensor, "R N C"]
+    clean: Float[Tensor, "Q M C"]
     given: Given | None
+    beside_clean: bool = False
 
 
 class Modulation(nn.Module):
@@ -49,6 +53,8 @@ class Modulation(nn.Module):
         value = self.linear(signal.noisy)
         if value.shape[1] > 1:
             value = value.repeat_interleave(length // value.shape[1], 1)
+        if signal.beside_clean:
+            value = torch.cat((self.linear(signal.clean).expand_as(value), value))
         if signal.given is not None:
             value = torch.where(signal.given.unsqueeze(-1), self.linear(signal.clean), value)
         return value.chunk(self.parts, -1)
@@ -123,10 +129,12 @@ class EmbeddedNoiseLevel(Conditioning):
         self.embedding = NoiseLevelEmbedding(config.channels)
 
     def signal(self, noisy: Noisy, prompt: Float[Tensor, "B *L C"] | None = None) -> Signal:
-        level = noisy.noise_level
+        level, beside_clean = noisy.noise_level, noisy.blocks is not None
+        if beside_clean:  # those rows are alike: what they are told is computed once, not once per row
+            level = level.chunk(2)[1]
         vector = self.embedding(level)
-        clean = self.embedding(torch.zeros_like(level[:, :1]))
+        clean = self.embedding(torch.zeros_like(level[:1, :1] if beside_clean else level[:, :1]))
         if prompt is not None:
             prompt = prompt.unsqueeze(1) if prompt.dim() == 2 else prompt
             vector, clean = vector + prompt, clean + prompt
-        return Signal(nn.functional.silu(vector), nn.functional.silu(clean), noisy.given)
+        return Signal(nn.functional.silu(vector), nn.functional.silu(clean), noisy.given, beside_clean)
