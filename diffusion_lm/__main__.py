@@ -160,6 +160,7 @@ def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
     for name, thing in (("generation", generation), ("blocks", blocks)):
         for size in ("repeats", "threads"):
             thing.add_argument(f"--{size}", type=int, default=argparse.SUPPRESS)
+        thing.add_argument("--clock", choices=("wall", "processor"), default=argparse.SUPPRESS)
         thing.add_argument("--out", default=f"runs/benchmark/{name}", metavar="DIR", help="default %(default)s")
     for thing in (head, denoiser, generation, blocks):
         thing.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from diffusion_lm.benchmark.measure import PRECISION, check_settings, interleaved, surroundings, write_measured
+from diffusion_lm.benchmark.measure import PRECISION, both_clocks, check_settings, surroundings, write_measured
 from diffusion_lm.benchmark.models import check_names, first_of, matched, model_of
 from diffusion_lm.blockwise import objective_of
 from diffusion_lm.config import choice, config_class, name_of
@@ -37,6 +37,7 @@ class BlocksConfig:
     """Blocks of the first denoiser."""
     d_model: int = 256
     vocabulary: int = 256
+    clock: str = choice("wall", "processor")
     repeats: int = 5
     """Rounds; the median counts."""
     threads: int = 0
@@ -88,9 +89,9 @@ def measure(config: BlocksConfig) -> dict[str, Any]:
     for name, denoiser in sized.items():
         model = model_of(denoiser, "masked", config.d_model, config.vocabulary, config.device).train()
         steps |= {(name, size): step(config, model, size) for size in (0, *config.block_sizes)}
-    seconds = interleaved(steps, config.repeats, config.device)
+    seconds = both_clocks(steps, config.repeats, config.device)[config.clock]
     times = [_row(config, sized[name], size, value, seconds[name, 0]) for (name, size), value in seconds.items()]
-    names = ("length", "batch", "d_model", "vocabulary", "precision", "repeats", "device")
+    names = ("length", "batch", "d_model", "vocabulary", "clock", "precision", "repeats", "device")
     return {
         "benchmark": "blocks",
         **{name: getattr(config, name) for name in names},
@@ -120,10 +121,11 @@ def table(found: dict[str, Any]) -> str:
     ratios = {(row["denoiser"], row["block_size"]): row["ratio"] for row in times if row["block_size"]}
     sizes = sorted({size for _, size in ratios})
     lines = [
-        f"a training step in blocks over one of whole texts: {found['batch']} x {found['length']:,} tokens, d_model "
-        f"{found['d_model']}, vocabulary {found['vocabulary']}, {found['precision']}, median of {found['repeats']}; "
-        f"{found['machine']}, torch {found['torch']}, {found['threads']} threads, load {found['load'][0]:.1f} to "
-        f"{found['load'][1]:.1f}, commit {found.get('git', 'unknown')}",
+        f"a training step in blocks over one of whole texts ({found['clock']} clock): {found['batch']} x "
+        f"{found['length']:,} tokens, d_model {found['d_model']}, vocabulary {found['vocabulary']}, "
+        f"{found['precision']}, median of {found['repeats']}; {found['machine']}, torch {found['torch']}, "
+        f"{found['threads']} threads, load {found['load'][0]:.1f} to {found['load'][1]:.1f}, commit "
+        f"{found.get('git', 'unknown')}",
         *(
             f"{name}: {row['n_layers']} layers, MLP {row['mlp_width']} wide, {row['parameters']:,} parameters"
             for name, row in whole.items()

@@ -10,9 +10,6 @@ jobs hold: `clock` says which of them the table and the ratios are of.
 """
 
 import os
-import statistics
-import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +17,13 @@ from typing import Any
 
 import torch
 
-from diffusion_lm.benchmark.measure import PRECISION, check_settings, interleaved, surroundings, write_measured
+from diffusion_lm.benchmark.measure import PRECISION, both_clocks, check_settings, surroundings, write_measured
+from diffusion_lm.benchmark.models import matched
 from diffusion_lm.config import build, choice, config_class, variants
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.errors import UserError, unknown
 from diffusion_lm.noisy import Noisy
-from diffusion_lm.sizing import fitted
 
-MLP_UNIT = 8
 COLUMNS = (
     *("denoiser", "n_layers", "mlp_width", "parameters", "length", "rows"),
     *("seconds", "processor_seconds", "microseconds_per_token"),
@@ -60,8 +56,6 @@ class DenoiserTimesConfig:
         for name in self.denoisers:
             if name not in variants("denoisers"):
                 raise unknown("denoisers: no variant", name, variants("denoisers"))
-        if self.device == "cuda" and self.clock == "processor":
-            raise ValueError("clock: got processor, which does not see the GPU's time; choose wall")
 
     def rows(self, length: int) -> int:
         """Rows of a call."""
@@ -75,17 +69,10 @@ class DenoiserTimesConfig:
 
 def sizes(config: DenoiserTimesConfig) -> dict[str, Any]:
     """The denoisers' configs, with as many parameters as the first one's. Raises `UserError` where none fits."""
-
-    def parameters(denoiser: Any) -> float:
-        return float(denoiser.parameters(config.d_model))
-
-    first, *others = config.denoisers
-    found = {first: config_class("denoisers", first)(n_layers=config.layers)}
-    for name in others:
-        found[name] = fitted(
-            config_class("denoisers", name)(), config.d_model, parameters(found[first]), parameters, MLP_UNIT
-        )
-    return found
+    first, *names = config.denoisers
+    own = config_class("denoisers", first)(n_layers=config.layers)
+    others = matched(own, [config_class("denoisers", name)() for name in names], config.d_model)
+    return dict(zip(config.denoisers, [own, *others], strict=True))
 
 
 def check(config: DenoiserTimesConfig) -> None:
@@ -137,14 +124,11 @@ def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
     for denoiser in built.values():
         call(config, denoiser, min(config.lengths))(0)
     cases = [(name, length) for length in config.lengths for name in built if config.runs(chosen[name], length)]
-    processor: dict[tuple[str, int], list[float]] = defaultdict(list)
-    steps = {
-        (name, length): _clocked(call(config, built[name], length), processor[name, length]) for name, length in cases
-    }
-    wall = interleaved(steps, config.repeats, config.device, uncounted=0)
-    busy = {case: statistics.median(values) for case, values in processor.items()}
+    steps = {(name, length): call(config, built[name], length) for name, length in cases}
+    seconds = both_clocks(steps, config.repeats, config.device, uncounted=0)
     times = [
-        _row(config, name, chosen[name], length, (wall[name, length], busy[name, length])) for name, length in cases
+        _row(config, name, chosen[name], length, {clock: of[name, length] for clock, of in seconds.items()})
+        for name, length in cases
     ]
     return {
         "benchmark": "denoiser",
@@ -157,11 +141,8 @@ def measure(config: DenoiserTimesConfig) -> dict[str, Any]:
     }
 
 
-def _row(
-    config: DenoiserTimesConfig, name: str, chosen: Any, length: int, seconds: tuple[float, float]
-) -> dict[str, Any]:
-    """A line of times.csv. seconds: on the wall, of the processor."""
-    counted = seconds[config.clock == "processor"]
+def _row(config: DenoiserTimesConfig, name: str, chosen: Any, length: int, seconds: dict[str, float]) -> dict[str, Any]:
+    """A line of times.csv. seconds: by clock."""
     return {
         "denoiser": name,
         "n_layers": chosen.n_layers,
@@ -169,21 +150,10 @@ def _row(
         "parameters": chosen.parameters(config.d_model),
         "length": length,
         "rows": config.rows(length),
-        "seconds": seconds[0],
-        "processor_seconds": seconds[1],
-        "microseconds_per_token": 1e6 * counted / (config.rows(length) * length),
+        "seconds": seconds["wall"],
+        "processor_seconds": seconds["processor"],
+        "microseconds_per_token": 1e6 * seconds[config.clock] / (config.rows(length) * length),
     }
-
-
-def _clocked(step: Callable[[int], None], spent: list[float]) -> Callable[[int], None]:
-    """The step, which notes the processor time that it took."""
-
-    def run(number: int) -> None:
-        began = time.process_time()
-        step(number)
-        spent.append(time.process_time() - began)
-
-    return run
 
 
 def _per_token(times: list[dict[str, Any]], name: str) -> dict[int, float]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from diffusion_lm.benchmark.decoders import BlockWriter, CachedWriter, Stretch, Timed, TokenWriter, WholeTextStep
-from diffusion_lm.benchmark.measure import PRECISION, check_settings, interleaved, surroundings, write_measured
+from diffusion_lm.benchmark.measure import PRECISION, both_clocks, check_settings, surroundings, write_measured
 from diffusion_lm.benchmark.models import causal, check_names, first_of, matched, model_of
 from diffusion_lm.config import choice, config_class
 from diffusion_lm.model import DenoisingModel
@@ -32,8 +32,8 @@ from diffusion_lm.shapes import Tokens
 
 BLOCKS, WHOLE, TOKENS = "blocks", "whole text", "autoregressive"
 COLUMNS = (
-    *("arm", "n_layers", "mlp_width", "parameters", "length", "calls", "seconds_timed", "tokens_timed"),
-    *("milliseconds_per_token", "whole_milliseconds_per_token", "cache_bytes"),
+    *("arm", "n_layers", "mlp_width", "parameters", "length", "calls", "seconds_timed", "processor_seconds_timed"),
+    *("tokens_timed", "milliseconds_per_token", "whole_milliseconds_per_token", "cache_bytes"),
 )
 
 
@@ -57,6 +57,7 @@ class GenerationConfig:
     vocabulary: int = 256
     rows: int = 1
     """Texts at a time."""
+    clock: str = choice("wall", "processor")
     repeats: int = 3
     """Rounds; the median counts."""
     threads: int = 0
@@ -149,7 +150,7 @@ def measure(config: GenerationConfig) -> dict[str, Any]:
     precision, load, chosen = PRECISION[config.precision], os.getloadavg()[0], arms(config)
     with torch.autocast(config.device, precision, enabled=precision is not None):
         times = _timed(config, chosen)
-    names = ("block_size", "steps", "rows", "d_model", "vocabulary", "precision", "repeats", "device")
+    names = ("block_size", "steps", "rows", "d_model", "vocabulary", "clock", "precision", "repeats", "device")
     return {
         "benchmark": "generation",
         **{name: getattr(config, name) for name in names},
@@ -170,16 +171,18 @@ def _timed(config: GenerationConfig, chosen: dict[str, Arm]) -> list[dict[str, A
         if length == min(config.lengths):
             step.ready()
             step(0)
-    seconds = interleaved(timed, config.repeats, config.device, uncounted=0, ready=lambda case: timed[case].ready())
+    seconds = both_clocks(timed, config.repeats, config.device, uncounted=0, ready=lambda case: timed[case].ready())
     size = {case: timed[case].fork.cache.nbytes() for case in cached}
     whole = {
         (name, length): partial(_write_whole, config, chosen[name].writer, length)
         for name, length in cached
         if length <= config.whole_limit
     }
-    whole_seconds = interleaved(whole, 1, config.device, uncounted=0)
+    once = both_clocks(whole, 1, config.device, uncounted=0)[config.clock]
     return [
-        _row(config, case, chosen[case[0]], seconds[case], whole_seconds.get(case), size.get(case)) for case in timed
+        _row(config, case, chosen[case[0]], {clock: of[case] for clock, of in seconds.items()}, once.get(case))
+        | {"cache_bytes": size.get(case)}
+        for case in timed
     ]
 
 
@@ -191,12 +194,11 @@ def _row(
     config: GenerationConfig,
     case: tuple[str, int],
     arm: Arm,
-    seconds: float,
+    seconds: dict[str, float],
     whole_seconds: float | None,
-    cache_bytes: int | None,
 ) -> dict[str, Any]:
-    """A line of times.csv. calls: of the network, for a text of that length; tokens_timed: those that `seconds` wrote,
-    the share of a step where it is one of a whole text."""
+    """A line of times.csv without the cache. seconds: by clock; calls: of the network, for a text of that length;
+    tokens_timed: those that `seconds` wrote, the share of a step where it is one of a whole text."""
     name, length = case
     steps = config.steps * length // config.block_size
     calls = steps if arm.writer is None else arm.writer.calls(length)
@@ -208,11 +210,11 @@ def _row(
         "parameters": arm.denoiser.parameters(config.d_model),
         "length": length,
         "calls": calls,
-        "seconds_timed": seconds,
+        "seconds_timed": seconds["wall"],
+        "processor_seconds_timed": seconds["processor"],
         "tokens_timed": tokens,
-        "milliseconds_per_token": 1e3 * seconds / tokens,
+        "milliseconds_per_token": 1e3 * seconds[config.clock] / tokens,
         "whole_milliseconds_per_token": None if whole_seconds is None else 1e3 * whole_seconds / (config.rows * length),
-        "cache_bytes": cache_bytes,
     }
 
 
@@ -244,10 +246,10 @@ def table(found: dict[str, Any]) -> str:
     """The numbers, and in the first lines what they depend on."""
     times, sized = found["times"], {row["arm"]: row for row in found["times"]}
     lines = [
-        f"generation, milliseconds per token, blocks of {found['block_size']}, {found['steps']} steps per block, "
-        f"{found['rows']} texts at a time, d_model {found['d_model']}, vocabulary {found['vocabulary']}, "
-        f"{found['precision']}, median of {found['repeats']}; {found['machine']}, torch {found['torch']}, "
-        f"{found['threads']} threads, load {found['load'][0]:.1f} to {found['load'][1]:.1f}, commit "
+        f"generation, milliseconds per token ({found['clock']} clock), blocks of {found['block_size']}, "
+        f"{found['steps']} steps per block, {found['rows']} texts at a time, d_model {found['d_model']}, vocabulary "
+        f"{found['vocabulary']}, {found['precision']}, median of {found['repeats']}; {found['machine']}, torch "
+        f"{found['torch']}, {found['threads']} threads, load {found['load'][0]:.1f} to {found['load'][1]:.1f}, commit "
         f"{found.get('git', 'unknown')}",
         *(
             f"{name}: {row['n_layers']} layers, MLP {row['mlp_width']} wide, {row['parameters']:,} parameters"

@@ -37,6 +37,8 @@ def check_settings(config: Any, *may_be_zero: str) -> None:
                 raise ValueError(f"{field.name}: got {number}, expected at least {least}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: got cuda, but torch finds no GPU here; choose cpu")
+    if config.device == "cuda" and getattr(config, "clock", "wall") == "processor":
+        raise ValueError("clock: got processor, which does not see the GPU's time; choose wall")
 
 
 def interleaved(
@@ -62,6 +64,35 @@ def interleaved(
             _wait(device)
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values[uncounted:]) for name, values in seconds.items()}
+
+
+def both_clocks(
+    steps: dict[Any, Callable[[int], None]],
+    repeats: int,
+    device: str,
+    uncounted: int = 1,
+    ready: Callable[[Any], None] | None = None,
+) -> dict[str, dict[Any, float]]:
+    """`interleaved` by the clock on the `wall` and by that of the `processor`: the time of all threads of this process,
+    which leaves out the waiting for cores that other jobs hold."""
+    spent: dict[Any, list[float]] = {name: [] for name in steps}
+    clocked = {name: _clocked(step, spent[name]) for name, step in steps.items()}
+    wall = interleaved(clocked, repeats, device, uncounted, ready)
+    return {
+        "wall": wall,
+        "processor": {name: statistics.median(values[uncounted:]) for name, values in spent.items()},
+    }
+
+
+def _clocked(step: Callable[[int], None], spent: list[float]) -> Callable[[int], None]:
+    """The step, which notes the processor time that it took."""
+
+    def run(number: int) -> None:
+        began = time.process_time()
+        step(number)
+        spent.append(time.process_time() - began)
+
+    return run
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -64,6 +64,23 @@ def test_rounds_are_interleaved_and_the_median_counts(monkeypatch):
     assert ran == [(number, name) for number in range(4) for name in "ab"]
 
 
+def test_both_clocks_leave_uncounted_rounds_out_and_what_is_made_ready(monkeypatch):
+    """A step takes 1, 2 and 5 s on the wall and half of that of the processor; making ready takes 100."""
+    clock, ready, lengths = [0.0], [], iter([50.0, 1.0, 5.0, 2.0])
+
+    def make_ready(name):
+        ready.append(name)
+        clock[0] += 100
+
+    def step(number):
+        clock[0] += next(lengths)
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure.time, "process_time", lambda: clock[0] / 2)
+    assert measure.both_clocks({"a": step}, 3, "cpu", ready=make_ready) == {"wall": {"a": 2.0}, "processor": {"a": 1.0}}
+    assert ready == ["a"] * 4
+
+
 def peak_of(mebibytes: int) -> int:
     memory = measure.PeakMemory("cpu")
     torch.ones(mebibytes, 1 << 18).sum()

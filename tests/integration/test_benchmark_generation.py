@@ -13,10 +13,10 @@ from diffusion_lm.benchmark.generation import GenerationConfig
 TINY = {
     "denoisers": ("transformer", "mamba"),
     "autoregressive": ("transformer", "mamba"),
-    "lengths": (16, 32, 64),
+    "lengths": (16, 32),
     "block_size": 8,
     "steps": 2,
-    "full_limit": 32,
+    "full_limit": 16,
     "whole_limit": 16,
     "layers": 4,
     "d_model": 128,
@@ -24,6 +24,7 @@ TINY = {
     "rows": 2,
     "repeats": 1,
 }
+FEW = {"denoisers": ("mamba",), "autoregressive": (), "lengths": (16,), "whole_limit": 0}
 ARMS = [
     "transformer, blocks",
     "mamba, blocks",
@@ -49,7 +50,7 @@ def by_case(found):
 def test_every_arm_is_measured_at_every_length_that_it_is_meant_for(found, by_case):
     assert found["arms"] == ARMS
     lengths = {arm: [length for name, length in by_case if name == arm] for arm in ARMS}
-    assert lengths == {arm: [16, 32] if arm.endswith("whole text") else [16, 32, 64] for arm in ARMS}
+    assert lengths == {arm: [16] if arm.endswith("whole text") else [16, 32] for arm in ARMS}
     sizes = [row["parameters"] for row in found["times"]]
     assert max(sizes) / min(sizes) < 1.005
 
@@ -64,16 +65,25 @@ def test_time_per_token_is_of_the_tokens_that_are_written(by_case):
         assert (row["whole_milliseconds_per_token"] is not None) == written
 
 
+def test_the_processors_clock_counts_where_it_is_asked_for():
+    found = generation.measure(GenerationConfig(**{**TINY, **FEW}, clock="processor"))
+    for row in found["times"]:
+        per_token = 1000 * row["processor_seconds_timed"] / row["tokens_timed"]
+        assert row["milliseconds_per_token"] == pytest.approx(per_token)
+        assert row["processor_seconds_timed"] != row["seconds_timed"]
+    assert "(processor clock)" in generation.table(found)
+
+
 def test_calls_are_those_of_a_text(by_case):
     """A block takes 2 steps and a pass that takes it in, but for the last."""
-    calls = {arm: by_case[arm, 32]["calls"] for arm in ARMS}
+    calls = {arm: by_case[arm, 16]["calls"] for arm in ARMS}
     assert calls == {
-        "transformer, blocks": 4 * 3 - 1,
-        "mamba, blocks": 4 * 3 - 1,
-        "transformer, autoregressive": 32,
-        "mamba, autoregressive": 32,
-        "transformer, whole text": 4 * 2,
-        "mamba, whole text": 4 * 2,
+        "transformer, blocks": 2 * 3 - 1,
+        "mamba, blocks": 2 * 3 - 1,
+        "transformer, autoregressive": 16,
+        "mamba, autoregressive": 16,
+        "transformer, whole text": 2 * 2,
+        "mamba, whole text": 2 * 2,
     }
 
 
@@ -99,7 +109,7 @@ def test_calls_are_really_made():
 def test_attention_caches_keys_and_values_and_mamba_a_state(by_case, found):
     """Of every layer: 2 x L x 128 numbers a row; Mamba-2's state of 2 x 128 channels x d_state 64, and the last 3
     inputs of its convolution (2 x 128 channels, B and C of 64 each), whatever L is. 4 bytes each."""
-    for length in (16, 32, 64):
+    for length in (16, 32):
         for way in ("blocks", "autoregressive"):
             attention, mamba = by_case[f"transformer, {way}", length], by_case[f"mamba, {way}", length]
             assert attention["cache_bytes"] == 2 * 4 * attention["n_layers"] * 2 * length * 128
@@ -134,7 +144,7 @@ def test_a_filled_cache_is_that_of_the_text_written_before(name):
 def test_every_round_starts_anew_and_none_copies_the_cache_on_the_clock(name):
     """Keys and values are added where they are, after a text that nothing has been added to yet."""
     config = GenerationConfig(**TINY)
-    timed = generation.cases(config, {name: generation.arms(config)[name]})[name, 64]
+    timed = generation.cases(config, {name: generation.arms(config)[name]})[name, 32]
     memory = []
     with torch.no_grad():
         for number in range(2):
@@ -142,9 +152,9 @@ def test_every_round_starts_anew_and_none_copies_the_cache_on_the_clock(name):
             before = timed.fork.cache.layers[0].room
             timed(number)
             assert timed.fork.cache.layers[0].room is before
-            assert timed.fork.cache.length.tolist() == [64, 64]
+            assert timed.fork.cache.length.tolist() == [32, 32]
             memory.append(before)
-    assert memory[0] is not memory[1] and timed.state.cache.length.tolist() == [56, 56]
+    assert memory[0] is not memory[1] and timed.state.cache.length.tolist() == [24, 24]
 
 
 def test_crossovers_by_hand():
@@ -172,13 +182,13 @@ def test_the_table_and_the_files_hold_the_numbers(found, by_case, tmp_path):
     generation.write(made, tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
     text = (folder / "table.md").read_text()
-    assert "blocks of 8, 2 steps per block, 2 texts at a time" in text and found["machine"] in text
+    assert "(wall clock), blocks of 8, 2 steps per block, 2 texts at a time" in text and found["machine"] in text
     assert "commit abc" in text and torch.__version__ in text
     assert text.count("| length | " + " | ".join(ARMS) + " |") == 1
     assert text.count("| length | " + " | ".join(ARMS[:4]) + " |\n") == 2
-    cells = [f"{by_case[arm, 64]['milliseconds_per_token']:.3f}" for arm in ARMS[:4]]
-    assert "| 64 | " + " | ".join([*cells, "not run", "not run"]) + " |" in text
-    assert f"| 64 | {by_case['transformer, blocks', 64]['cache_bytes']:,} |" in text
+    cells = [f"{by_case[arm, 32]['milliseconds_per_token']:.3f}" for arm in ARMS[:4]]
+    assert "| 32 | " + " | ".join([*cells, "not run", "not run"]) + " |" in text
+    assert f"| 32 | {by_case['transformer, blocks', 32]['cache_bytes']:,} |" in text
     assert "* mamba, blocks is faster than x from about 1,234 tokens on" in text
     assert f"mamba, blocks {found['growth']['mamba, blocks']:.2f}" in text
     with (folder / "times.csv").open() as file:
@@ -190,7 +200,7 @@ def test_the_table_and_the_files_hold_the_numbers(found, by_case, tmp_path):
 
 
 def test_no_crossover_and_one_length_are_said():
-    config = GenerationConfig(**{**TINY, "lengths": (16,), "autoregressive": (), "whole_limit": 0})
+    config = GenerationConfig(**{**TINY, **FEW})
     text = generation.table(generation.measure(config))
     assert "largest over smallest time per token: not measured, which takes two lengths" in text
     assert text.endswith("crossovers: none among these lengths")
