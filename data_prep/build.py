@@ -23,6 +23,7 @@ from diffusion_lm.data.manifest import (
 from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer, stored_name
 from diffusion_lm.errors import UserError
 
+PLAN_FILE = "parts/plan.json"  # of `tokenize`
 LEFTOVERS = ["train-*.tar", "val-*.tar", "*.tar.crc32", MANIFEST_FILE, ".*.tmp"]  # of a process that was killed
 
 
@@ -82,7 +83,7 @@ def check_place(out: Path, source: str) -> None:
         raise UserError(f"--out {out}: is a file, expected a folder")
     if out.resolve().is_relative_to(source):
         raise UserError(f"--out {out}: lies inside --source {source}; shards need a folder of their own")
-    ours = (DATASET_FILE, INCOMPLETE_FILE)
+    ours = (DATASET_FILE, INCOMPLETE_FILE, PLAN_FILE)
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in ours):
         raise UserError(f"--out {out}: holds other files and no dataset; give a new or empty folder")
 

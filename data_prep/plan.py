@@ -13,16 +13,15 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from data_prep.build import check_place
+from data_prep.build import PLAN_FILE, check_place
 from data_prep.splits import HOLDOUT
 from data_prep.text_files import TextFiles
-from diffusion_lm.data.manifest import SPLITS
+from diffusion_lm.data.manifest import INCOMPLETE_FILE, SPLITS
 from diffusion_lm.data.tokenizers.base import Tokenizer
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_text
 
 PARTS_FOLDER = "parts"
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,8 +90,10 @@ class Plan:
 
     def keep(self) -> None:
         """Write the plan, or check that the one that is there is the same. Raises `UserError` where it is not."""
-        path = self.folder / PLAN_FILE
+        path = self.out / PLAN_FILE
         if not path.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / INCOMPLETE_FILE).touch()  # first, so that another task never finds files and no mark
             write_text(path, self._text())
             return
         other = load_plan(self.out)
@@ -150,7 +151,7 @@ def make_plan(settings: TokenizeSettings, tokenizer: Tokenizer) -> Plan:
 
 def load_plan(out: Path) -> Plan:
     """The plan that lies in `out`. Raises `UserError` where there is none."""
-    path = out / PARTS_FOLDER / PLAN_FILE
+    path = out / PLAN_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         parts = [
