@@ -3,7 +3,8 @@
 Rows are on their own: each has its block, its place in the time grid of that block, and its end. A pass of the network
 serves all of them at once: in some rows it denoises, in others it takes the finished block in, clean, at noise level 0
 (`mixers/base.py`: a block's outputs are the same either way). So no row waits for another, and none knows of another:
-noise is a function of (seed, row, block, step). Under absorbing noise a block is finished as soon as no mask is left.
+noise is a function of (seed, row, block, step). Under absorbing noise a block is finished as soon as no mask is left,
+and steps in which none would go are left out: the texts are those of the whole grid of times.
 
 `num_steps` is that of every block. (Block diffusion: Arriola et al., arXiv 2503.09573, algorithm 2.)
 """
@@ -146,7 +147,7 @@ class Rows:
 
     def _denoise(self) -> None:
         """One step in the rows that denoise, or the drawing of tokens after the last one; others are taken in."""
-        state, given, clean = self.state, self._shown(), self._clean()
+        state, given, clean = self.sampler.ahead(self.state), self._shown(), self._clean()
         ended, active = self.sampler.ended(state), ~(self.done | self.taking_in)
         said: list[Readout] = []
         use = self._use()

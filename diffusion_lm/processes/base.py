@@ -9,6 +9,7 @@ All noise comes in as `Noise`; schedule arithmetic is float64. The embedding bel
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from diffusion_lm.config import name_of
@@ -79,6 +80,10 @@ class Process(nn.Module, ABC):
     @abstractmethod
     def reverse(self, x_t: State, prediction: Readout, t: Times, s: Times, table: Float[Tensor, "V D"]) -> Distribution:
         """p(x_s | x_t) that a prediction of x_0 implies, s < t."""
+
+    def idle(self, x_t: State, t: Times, s: Times, noise: Noise) -> Bool[Tensor, "B"]:
+        """Rows that a draw of `reverse` with this noise leaves as they are, whatever the prediction says."""
+        return torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
 
     @abstractmethod
     def decode(self, x: State, prediction: Readout, noise: Noise) -> Tokens:

@@ -10,7 +10,7 @@ import torch
 
 from diffusion_lm.discrete.process import SMALLEST, DiscreteProcess, Masses
 from diffusion_lm.random import Noise, Stream
-from diffusion_lm.shapes import Float, Given, Int, Tensor, Times, Tokens
+from diffusion_lm.shapes import Bool, Float, Given, Int, Tensor, Times, Tokens
 
 
 @dataclass(kw_only=True, slots=True)
@@ -53,6 +53,12 @@ class Masked(DiscreteProcess):
 
     def prior(self, like: Tokens, table: Float[Tensor, "V D"], noise: Noise) -> Tokens:
         return torch.full_like(like, self.mask_id)
+
+    def idle(self, x_t: Tokens, t: Times, s: Times, noise: Noise) -> Bool[Tensor, "B"]:
+        """Where no mask goes: that and when is in the noise alone, and the prediction says only what comes."""
+        jumps = noise.uniform(Stream.CHANGE, x_t.shape[1]) < self.between(t, s).mask / self.masses(t).mask
+        tokens = noise.uniform(Stream.SOURCE, x_t.shape[1]) < self.alpha(s)
+        return ~(self.is_masked(x_t) & jumps & tokens).any(1)
 
     def corrupt_exactly(self, x: Tokens, count: Int[Tensor, "B"], noise: Noise, given: Given | None = None) -> Tokens:
         """x_0 with exactly count[b] positions of row b masked, chosen uniformly among those that are not given."""

@@ -20,3 +20,12 @@ class Ancestral(Sampler):
         guess = predict(state, t)
         x_s = self.process.reverse(state.x, guess.prediction, t, s, state.table).sample(state.noise.at(state.index))
         return replace(state, x=x_s, index=state.index + 1, estimates=guess.estimates)
+
+    def ahead(self, state: SamplerState) -> SamplerState:
+        under_way = ~self.process.holds_tokens(state.x, self.times(state)[0])
+        while True:
+            idle = self.process.idle(state.x, *self.times(state), state.noise.at(state.index))
+            idle &= under_way & ~self.ended(state)
+            if not bool(idle.any()):
+                return state
+            state = replace(state, index=state.index + idle.long())

@@ -198,3 +198,19 @@ def test_a_row_alone_is_the_row_in_the_batch(process, tools):
     whole = process.reverse(step, prediction, t, t / 2, table).sample(noise)
     one = process.reverse(step[4:5], Prediction(prediction.logits[4:5]), t[4:5], t[4:5] / 2, table).sample(alone)
     assert torch.equal(whole[4:5], one)
+
+
+def test_idle_rows_stay_whatever_is_predicted(process, tools):
+    """And where noise is the mask alone, the others change: idle is exact."""
+    tokens, rows = torch.randint(VOCABULARY, (400, LENGTH), generator=torch.Generator().manual_seed(0)), 400
+    table, noise = tools.circle(process.symbols, DIMENSIONS), tools.rows_noise(rows)
+    t, s = column(0.7, rows), column(0.65, rows)
+    x_t = process.corrupt(process.encode(tokens, table), t, noise)
+    idle = process.idle(x_t, t, s, noise.at(1))
+    for shift in (0, 1):
+        said = point_mass(process, (tokens + shift) % VOCABULARY)
+        x_s = process.reverse(x_t, said, t, s, table).sample(noise.at(1))
+        same = (x_s == x_t).flatten(1).all(1)
+        assert same[idle].all()
+        if getattr(process, "absorbing", False):
+            assert torch.equal(same, idle) and idle.any() and not idle.all()
