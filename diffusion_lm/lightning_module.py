@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import lightning
 import torch
@@ -46,6 +47,7 @@ class DiffusionModule(lightning.LightningModule):
         self.objective = objective_of(config.objective, self.model.process, config.prompt, noise, *sizes)
         self.scalars: list[dict[str, Tensor]] = []  # of this step's forward passes, for the callback that logs them
         self.grad_norm: Tensor | None = None
+        self.pretrained: dict[str, Any] | None = None  # where the weights came from, if not from the seed
         self._bounds: list[Bound] = []
         self._measures: list[dict[str, Tensor]] = []
 
@@ -114,6 +116,11 @@ class DiffusionModule(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["experiment"] = to_tree(self.config)
+        if self.pretrained is not None:
+            checkpoint["pretrained"] = self.pretrained
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.pretrained = checkpoint.get("pretrained")
 
     def _everywhere(self, value: Tensor) -> Tensor:
         """The rows of all devices."""

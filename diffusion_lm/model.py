@@ -340,25 +340,29 @@ def model_parameters(config: ModelConfig, denoiser: Any, process: Process, reado
 
 
 def model_flops_per_token(
-    config: ModelConfig, denoiser: Any, process: Process, length: int, readout: str = "posterior"
+    config: ModelConfig, denoiser: Any, process: Process, length: int, readout: str = "posterior", block_size: int = 0
 ) -> float:
-    """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two)."""
+    """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two).
+
+    With blocks of a training step's pass: embedding and trunk also have the clean text, the head has not.
+    """
     outputs = head_outputs(config, process, readout)
     vectors = config.embedding_dim if config.tie_head and not process.discrete else 0
     head = 2 * (vectors * (config.d_model + outputs) if vectors else config.d_model * outputs)
-    flops = denoiser.flops_per_token(config.d_model, length) + head
+    flops = denoiser.flops_per_token(config.d_model, length, block_size) + head
     if process.discrete:
         return flops
     evidence = (2 if config.local_estimate else 1) * 2 * config.embedding_dim * process.symbols
-    return flops + 2 * _state_width(config) * config.d_model + evidence
+    return flops + (2 if block_size else 1) * (2 * _state_width(config) * config.d_model + evidence)
 
 
 def training_flops_per_token(
-    config: ModelConfig, denoiser: Any, process: Process, length: int, readout: str = "posterior"
+    config: ModelConfig, denoiser: Any, process: Process, length: int, readout: str = "posterior", block_size: int = 0
 ) -> float:
     """Of a training step: a forward pass, twice that for the gradients, and a forward pass of the rows that see an
-    estimate of the model's own."""
-    return (3 + config.self_conditioning) * model_flops_per_token(config, denoiser, process, length, readout)
+    estimate of the model's own; with blocks, whose texts come whole, of all rows."""
+    shown = float(config.self_conditioning > 0) if block_size else config.self_conditioning
+    return (3 + shown) * model_flops_per_token(config, denoiser, process, length, readout, block_size)
 
 
 def _state_width(config: ModelConfig) -> int:

@@ -148,7 +148,7 @@ def _parameters(config: ExperimentConfig) -> Measure:
 
 
 def _flops(config: ExperimentConfig) -> Measure:
-    return lambda denoiser: denoiser.flops_per_token(config.model.d_model, config.data.length)
+    return lambda denoiser: denoiser.flops_per_token(config.model.d_model, config.data.length, config.block_size)
 
 
 MEASURES: dict[str, Callable[[ExperimentConfig], Measure]] = {"parameters": _parameters, "flops": _flops}

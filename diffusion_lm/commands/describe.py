@@ -53,7 +53,7 @@ def describe(config: ExperimentConfig) -> dict[str, str | int]:
     readout = part_class(config.objective).readout
     total = model_parameters(config.model, config.denoiser, process, readout)
     embedding = embedding_parameters(config.model, process, readout)
-    sizes = (config.model, config.denoiser, process, config.data.length, readout)
+    sizes = (config.model, config.denoiser, process, config.data.length, readout, config.block_size)
     forward, training_flops = round(model_flops_per_token(*sizes)), round(training_flops_per_token(*sizes))
     tokens = training.steps * training.batch_size * config.data.length
     return {
@@ -66,6 +66,7 @@ def describe(config: ExperimentConfig) -> dict[str, str | int]:
         "mixers": " ".join(name_of(mixer) for mixer in config.denoiser.mixers()),
         "d_model": config.model.d_model,
         "sequence length": config.data.length,
+        **({"block size": config.block_size} if config.block_size else {}),
         "vocabulary": vocabulary,
         "parameters": total,
         "parameters, embedding": embedding,

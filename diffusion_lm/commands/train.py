@@ -21,8 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("run=: got nothing, expected a folder, like run=runs/NAME")
     if is_export(arguments.experiment):
         raise UserError(
-            f"{arguments.experiment}: got a folder of weights, and training does not start from weights yet; expected "
-            f"an experiment: {arguments.experiment}/{EXPORTED} trains the same one from random weights"
+            f"{arguments.experiment}: got a folder of weights, expected an experiment; "
+            f"training.from_pretrained={arguments.experiment} starts one from these weights, and "
+            f"{arguments.experiment}/{EXPORTED} is the one that they are of"
         )
     with refused_once():
         config = load(arguments.experiment, overrides)

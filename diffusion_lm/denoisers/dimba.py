@@ -57,9 +57,9 @@ class DimbaConfig(DenoiserConfig):
         encoder = ENCODERS[self.prompt_encoder].parameters_of(d_model, self.conditioning.channels)
         return DenoiserConfig.parameters(self, d_model) + encoder
 
-    def flops_per_token(self, d_model: int, length: int) -> float:
+    def flops_per_token(self, d_model: int, length: int, block_size: int = 0) -> float:
         encoder = 2 * d_model * self.conditioning.channels
-        return DenoiserConfig.flops_per_token(self, d_model, length) + encoder
+        return DenoiserConfig.flops_per_token(self, d_model, length, block_size) + encoder
 
 
 class PromptEncoder(nn.Module):

@@ -12,8 +12,8 @@ from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.objectives.base import Objective
 from diffusion_lm.training.averaging import averaged
+from diffusion_lm.training.checkpoint import read_checkpoint
 from diffusion_lm.training.run import FINISHED, Run
-from diffusion_lm.training.train import read_checkpoint
 from diffusion_lm.weights.folder import Exported, filled, is_export, read_folder
 
 PRECISIONS = ("float32", "float64")

@@ -82,6 +82,11 @@ class AttentionConfig(MixerConfig):
         projections = 4 * d_model * (d_model + self.kv_heads(d_model) * self.head_dim)
         return projections + 4 * length * d_model
 
+    def block_flops_per_token(self, d_model: int, length: int, block_size: int) -> int:
+        # a clean block and a noisy one each see (L + S) / 2 keys on average; kernels that pad their masks do more
+        projections = self.flops_per_token(d_model, 0)
+        return 2 * projections + 4 * (length + block_size) * d_model
+
 
 class Attention(SequenceMixer):
     """Fused query, key and value projection, rotary positions, softmax attention, output projection."""

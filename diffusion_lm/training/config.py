@@ -13,6 +13,11 @@ class TrainingConfig:
     """Optimiser steps."""
     batch_size: int = 16
     """Sequences per optimiser step, over all devices."""
+    from_pretrained: str = ""
+    """Folder of a run, or of weights that `convert` made, whose weights training starts from; empty: random ones. Block
+    by block, for example, from a model of whole texts."""
+    pretrained_weights: str = choice("averaged", "live")
+    """Which of that run's weights."""
     micro_batch: int = 0
     """Sequences per device and forward pass; 0 is all of the device's share (no gradient accumulation)."""
     optimizer: Any = part("optimizers", "adamw")
@@ -88,6 +93,8 @@ class TrainingConfig:
     def unused(self, experiment: Any) -> dict[str, str]:
         """Keys of what is switched off."""
         found = {}
+        if not self.from_pretrained:
+            found["training.pretrained_weights"] = "without training.from_pretrained the weights are random"
         if not self.lr_schedule.falls():
             why = f"the learning rate of lr_schedule '{name_of(self.lr_schedule)}' does not fall"
             found["training.min_lr"] = f"{why} with these keys" if fields(self.lr_schedule) else why

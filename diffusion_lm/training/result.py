@@ -31,6 +31,7 @@ def finish(
             "process": name_of(config.process),
             "kind": module.objective.kind().given_ends(config.data.isolate_documents).to_dict(),
             "parameters": module.model.count(),
+            **({"from_pretrained": module.pretrained} if module.pretrained else {}),
             "corpus": {
                 "hash": info.corpus_hash,
                 "name": info.name,

@@ -6,12 +6,10 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import lightning
 import torch
 
-from diffusion_lm.config import from_tree
 from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps, open_split
 from diffusion_lm.data.info import DatasetInfo, data_facts
 from diffusion_lm.data.manifest import SPLITS
@@ -20,10 +18,12 @@ from diffusion_lm.experiment import ExperimentConfig, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.blocks import check_compiler, prepare_blocks
 from diffusion_lm.training.callbacks import Checkpoints, Stopped
+from diffusion_lm.training.checkpoint import read_checkpoint
 from diffusion_lm.training.failure import failing_once, refused_once
 from diffusion_lm.training.hparams import flat_hparams
+from diffusion_lm.training.pretrained import start_from_pretrained
 from diffusion_lm.training.result import finish, summary
-from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run, changes
+from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run
 from diffusion_lm.training.signals import StopSignal
 from diffusion_lm.training.strategy import check_shares
 from diffusion_lm.training.trainer import make_trainer, quiet
@@ -80,6 +80,8 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
         open_split(config.data, split)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     module = DiffusionModule(config, info)
+    if training.from_pretrained and not run.checkpoint.is_file():
+        start_from_pretrained(module)
     check_shares(module, training)
     return module, info
 
@@ -123,7 +125,7 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
     print(
         f"{run.folder}: {module.model.count()['total']:,} parameters, {training.accelerator}, {training.precision}, "
         f"{training.steps * training.batch_size * config.data.length:,} tokens planned"
-        + (f", resuming at step {resumed_at}" if resumed_at else ""),
+        + (f", resuming at step {resumed_at}" if resumed_at else _origin(module)),
         flush=True,
     )
     trainer.logger.log_hyperparams(flat_hparams(config), module.objective.headline)
@@ -138,24 +140,10 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
     return 128 + signal.SIGINT if stop.number == signal.SIGINT and status == INTERRUPTED else EXIT_CODES[status]
 
 
-def read_checkpoint(run: Run, config: ExperimentConfig) -> dict[str, Any]:
-    """The run's checkpoint, memory-mapped. Refuses a file that is no checkpoint, or one of another config."""
-    try:
-        checkpoint = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        experiment = checkpoint["experiment"]
-    except Exception as error:
-        raise UserError(
-            f"{run.checkpoint}: not a checkpoint of this project ({type(error).__name__}); move it away to start "
-            "from step 0, or put the right file back"
-        ) from None
-    # through the config classes: keys that came after the checkpoint was written have their defaults
-    changed = changes(from_tree(ExperimentConfig, experiment), config)
-    if changed:
-        raise UserError(
-            f"{run.checkpoint}: belongs to another config than {run.config_file} ({'; '.join(changed)}); put the "
-            "right file back, or give run=NEW"
-        )
-    return checkpoint
+def _origin(module: DiffusionModule) -> str:
+    """Where the weights come from, if not from the seed."""
+    found = module.pretrained
+    return f", from the weights of {found['source']} at step {found['step']}" if found else ""
 
 
 def run_folder(config: ExperimentConfig, source: Path, chosen: str | None) -> Path:

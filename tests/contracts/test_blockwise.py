@@ -5,14 +5,16 @@ Objectives and their processes are discovered from the folder. Configs refuse th
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lm.blocks import Blocks, block_positions, fold
 from diffusion_lm.blockwise import Blockwise, objective_of
 from diffusion_lm.config import build, config_class, from_tree, part_class, variants
 from diffusion_lm.errors import UserError
 from diffusion_lm.experiment import ExperimentConfig
-from diffusion_lm.model import DenoisingModel, ModelConfig
-from diffusion_lm.noisy import Batch
+from diffusion_lm.model import DenoisingModel, ModelConfig, model_flops_per_token, training_flops_per_token
+from diffusion_lm.noisy import Batch, Noisy
 from diffusion_lm.objectives.base import TrainingNoise
 from diffusion_lm.prompts import PromptConfig
 from diffusion_lm.random import Noise
@@ -248,3 +250,31 @@ def test_pairings_without_a_meaning_are_refused(tree, line):
     with pytest.raises(UserError, match=f"^block_size: got 4, {line}") as refused:
         from_tree(ExperimentConfig, {"data": {"length": 8}, "block_size": 4} | tree)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "process"),
+    [("transformer", "masked"), ("mamba", "masked"), ("hybrid", "masked"), ("transformer", "gaussian")],
+)
+@pytest.mark.parametrize(("size", "least"), [(256, 1.0), (64, 0.85)])
+def test_operations_of_both_halves_are_predicted(tools, denoiser, process, size, least):
+    """Clean and noisy positions in trunk and embedding, noisy ones alone in the head. Of scans it is the most."""
+    length, process = 256, tools.process_of(process, class_of(process).default_schedule, VOCABULARY)
+    config, told = ModelConfig(d_model=128, embedding_dim=4), config_class("conditioning", "none")()
+    trunk = config_class("denoisers", denoiser)(n_layers=6, conditioning=told)
+    model = DenoisingModel(config, trunk, process)
+    tokens = fold(torch.zeros(2, length, dtype=torch.long), size)
+    x, level = process.encode(tokens, model.table()).detach(), torch.full((len(tokens), 1), 0.5, dtype=torch.float64)
+    noisy = Noisy(x, level, blocks=Blocks(tokens, length // size))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(noisy)
+    predicted = model_flops_per_token(config, trunk, process, length, block_size=size)
+    assert least <= counter.get_total_flops() / (2 * length * predicted) <= 1
+    assert predicted < 2 * model_flops_per_token(config, trunk, process, length)
+
+
+def test_a_step_with_self_conditioning_passes_twice_over_all_blocks(tools):
+    process = tools.process_of("gaussian", "cosine", VOCABULARY)
+    trunk, plain = config_class("denoisers", "transformer")(), ModelConfig(self_conditioning=0.25)
+    each = model_flops_per_token(plain, trunk, process, 64, block_size=16)
+    assert training_flops_per_token(plain, trunk, process, 64, block_size=16) == 4 * each

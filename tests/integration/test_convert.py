@@ -44,8 +44,8 @@ def test_the_folder_evaluates_generates_and_is_described_like_the_run(shared, ex
 def test_training_does_not_take_it_for_an_experiment(shared, exported):
     """Its weights would be left out without a word."""
     line = shared.refused("train", exported, "run=afresh")
-    assert f"{exported}: got a folder of weights, and training does not start from weights yet; expected an " in line
-    assert f"experiment: {exported}/experiment.yaml trains the same one from random weights" in line
+    assert f"{exported}: got a folder of weights, expected an experiment; training.from_pretrained={exported} " in line
+    assert f"starts one from these weights, and {exported}/experiment.yaml is the one that they are of" in line
     assert not (shared.folder / "afresh").exists()
 
 
