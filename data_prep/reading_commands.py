@@ -37,7 +37,7 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
     make.add_argument("--tokenizer", required=True, metavar="NAME", help="that made the ids")
     make.add_argument("--eot-id", type=int, default=0, metavar="ID", help="that ends a document, default %(default)s")
     make.add_argument("--pad-id", type=int, required=True, metavar="ID",
-                      help="written where a file's text ended: GPT-NeoX 50256, GPT-2 50259, Llama-3 128258")  # fmt: skip
+                      help="written where a file's text ended: NeoX 50256, GPT-2 50259, Llama-3 128258")  # fmt: skip
     make.add_argument("--vocab-size", type=int, required=True, metavar="N", help="ids from N on are refused")
     make.add_argument("--context", type=int, default=2049, metavar="N", help="ids per member, default %(default)s")
     make.add_argument("--length", type=int, default=1024, metavar="L", help="of a sequence, default %(default)s")

@@ -2,6 +2,7 @@
 
 import hashlib
 import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_lm.data.crc import CRC_DTYPE, row_crcs
-from diffusion_lm.data.files import Files, LocalFiles
+from diffusion_lm.data.files import Files, LocalFiles, Wanted
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.data.manifest import ROWS_PER_RECORD, Shard, corpus_hash, read_manifest
 from diffusion_lm.data.reader import Place, TokenReader
-from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, size_problem
+from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, wrong_size
 from diffusion_lm.errors import UserError, unknown
 
 
@@ -84,32 +85,30 @@ class ShardedTokens(TokenReader):
         self.files.prefetch(self.index.wanted_for(indices))
 
     def _map(self, number: int) -> OpenShard:
-        path = self.files.find(self.index.wanted(number)[0])
-        problem = size_problem(path, int(self.index.bytes[number]))
-        empty = OpenShard(np.empty((0, self.info.length), self._dtype), None, problem)
-        if not path.is_file() or path.stat().st_size < self._dtype.itemsize * self.info.length:
-            return empty
-        crcs, wrong = self._checksums(number)
-        if wrong:
-            empty.problem = wrong
-            return empty
-        ids = mapped(path, self._dtype)
-        windows = np.lib.stride_tricks.sliding_window_view(ids, self.info.length)
+        wanted = self.index.wanted(number)
+        nothing = np.empty((0, self.info.length), self._dtype)
+        content = mapped(self.files.find(wanted[0]))
+        if content is None:
+            return OpenShard(nothing, None, "shard is missing")
+        size = len(content)
+        problem = None if size == wanted[0].bytes else wrong_size(size, wanted[0].bytes)
+        crcs, wrong = self._checksums(number, wanted[1]) if len(wanted) == 2 else (None, None)
+        step = self._dtype.itemsize
+        count = size // step - self.info.length + 1
+        if wrong or count < 1:
+            return OpenShard(nothing, None, wrong or problem)
+        windows = np.ndarray((count, self.info.length), self._dtype, content, strides=(step, step))
         return OpenShard(windows, crcs, problem)
 
-    def _checksums(self, number: int) -> tuple[np.ndarray | None, str | None]:
+    def _checksums(self, number: int, side: Wanted) -> tuple[np.ndarray | None, str | None]:
         """The checksums of a shard's sequences, or what is wrong with their file, whose hash is checked once."""
-        if len(self.index.wanted(number)) == 1:
-            return None, None
-        side = self.index.wanted(number)[1]
-        path = self.files.find(side)
-        if not path.is_file() or path.stat().st_size != side.bytes:
+        content = mapped(self.files.find(side))
+        if content is None or len(content) != side.bytes:
             return None, f"its checksums, {side.name}, are missing or cut"
-        crcs = mapped(path, CRC_DTYPE)
-        if number not in self._side_checked and hashlib.sha256(crcs).hexdigest() != side.sha256:
+        if number not in self._side_checked and hashlib.sha256(content).hexdigest() != side.sha256:
             return None, f"its checksums, {side.name}, are not those written"
         self._side_checked.add(number)
-        return crcs, None
+        return np.frombuffer(content, CRC_DTYPE), None
 
 
 def shards_of(info: DatasetInfo, split: str) -> list[Shard]:
@@ -122,8 +121,13 @@ def shards_of(info: DatasetInfo, split: str) -> list[Shard]:
     return [shard for shard in shards if shard.split == split]
 
 
-def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    """A file as an array [n]; bytes at its end that are no whole number are left out."""
-    with path.open("rb") as stream:
-        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+def mapped(path: Path) -> mmap.mmap | bytes | None:
+    """A file's content, mapped; None where there is none."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return mmap.mmap(handle, 0, access=mmap.ACCESS_READ) if os.fstat(handle).st_size else b""
+    finally:
+        os.close(handle)

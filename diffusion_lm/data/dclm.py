@@ -6,6 +6,7 @@ for. A context gives as many windows of L as it holds, the rest is dropped; what
 tokenizer's own.
 """
 
+import hashlib
 import io
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from diffusion_lm.data.dataset import mapped, shards_of
 from diffusion_lm.data.files import Files, LocalFiles
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.data.reader import Place, TokenReader
-from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, size_problem
+from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes
 
 MEMBERS = np.dtype([("start", "<u8"), ("size", "<u4"), ("crc", "<u4"), ("first", "<u4"), ("record", "<u4")])
 """A context in a shard's index: where its data lie, their CRC-32, the number of its first window, its own number."""
@@ -30,7 +31,7 @@ GZIP = 31
 class OpenContexts:
     """content: the shard's bytes; members [m]: its index; problem: why nothing can be read."""
 
-    content: np.ndarray
+    content: memoryview
     members: np.ndarray
     problem: str | None
 
@@ -48,6 +49,7 @@ class DclmTokens(TokenReader):
         if on_damage == "error" and not self.files.remote:
             check_sizes(self.files, self.index)
         self._open = Recent()
+        self._side_checked: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -97,7 +99,7 @@ class DclmTokens(TokenReader):
     def _context(self, shard: OpenContexts, number: int) -> np.ndarray | None:
         member = shard.members[number]
         start, size = int(member["start"]), int(member["size"])
-        data = shard.content[start : start + size].data
+        data = shard.content[start : start + size]
         if len(data) != size or zlib.crc32(data) != member["crc"]:
             return None
         ids = PARSERS[self._suffix](data)
@@ -107,13 +109,16 @@ class DclmTokens(TokenReader):
 
     def _map(self, number: int) -> OpenContexts:
         shard, side = self.index.wanted(number)
-        path, index = self.files.find(shard), self.files.find(side)
-        problem = size_problem(path, shard.bytes) if not path.is_file() else None
-        if not index.is_file() or index.stat().st_size != side.bytes:
+        content, index = mapped(self.files.find(shard)), mapped(self.files.find(side))
+        problem = "shard is missing" if content is None else None
+        if index is None or len(index) != side.bytes:
             problem = f"its index, {side.name}, is missing or cut"
-        if problem or not shard.bytes:
-            return OpenContexts(np.empty(0, np.uint8), np.empty(0, MEMBERS), problem)
-        return OpenContexts(mapped(path, np.dtype(np.uint8)), mapped(index, MEMBERS), None)
+        if problem:
+            return OpenContexts(memoryview(b""), np.empty(0, MEMBERS), problem)
+        if number not in self._side_checked and hashlib.sha256(index).hexdigest() != side.sha256:
+            return OpenContexts(memoryview(b""), np.empty(0, MEMBERS), f"its index, {side.name}, is not as written")
+        self._side_checked.add(number)
+        return OpenContexts(memoryview(content), np.frombuffer(index, MEMBERS), None)
 
 
 def _text(data: bytes) -> np.ndarray:

@@ -3,7 +3,6 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,17 +89,17 @@ def check_sizes(files: Files, index: ShardIndex) -> None:
     for number in range(len(index.names)):
         shard = index.wanted(number)[0]
         path = files.find(shard)
-        if problem := size_problem(path, shard.bytes):
-            raise UserError(f"{path}: {problem}; {AGAIN}")
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            raise UserError(f"{path}: shard is missing; {AGAIN}") from None
+        if size != shard.bytes:
+            raise UserError(f"{path}: {wrong_size(size, shard.bytes)}; {AGAIN}")
 
 
-def size_problem(path: Path, expected: int) -> str | None:
-    """What is wrong with a shard, as far as its size tells."""
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        return "shard is missing"
-    return None if size == expected else f"shard has {size} bytes, the manifest says {expected}"
+def wrong_size(size: int, expected: int) -> str:
+    """Told of a shard that is cut, or longer than it was."""
+    return f"shard has {size} bytes, the manifest says {expected}"
 
 
 def _cumulative(counts: list[int]) -> np.ndarray:
