@@ -45,10 +45,39 @@ def merge(options: argparse.Namespace) -> None:
     print(summary(make(options.folder, options.tokenizer)))
 
 
+def download(options: argparse.Namespace) -> None:
+    """Get DCLM-baseline by global and local shard, or text files from elsewhere; the same command goes on."""
+    from data_prep.download import download as get
+    from data_prep.origins import GLOBAL_SHARDS, LOCAL_SHARDS, open_origin, parse_numbers, shard_folders
+    from diffusion_lm.errors import UserError
+
+    folders = [""]
+    if options.global_shard:
+        local = parse_numbers("--local-shard", options.local_shard, LOCAL_SHARDS)
+        folders = shard_folders(parse_numbers("--global-shard", options.global_shard, GLOBAL_SHARDS), local)
+    elif options.origin in ("hub", "commoncrawl") or options.local_shard != "all":
+        raise UserError("--global-shard is missing; expected numbers from 1 to 10, or all (some 7 TB in 27,900 files)")
+    origin = open_origin(options.origin, options.listing)
+    get(origin, folders, options.out, dry_run=options.dry_run, jobs=options.jobs, say=partial(print, flush=True))
+
+
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add all of them to the command line."""
-    for add in (_add_tokenize, _add_merge, _add_get_vocabulary, _add_train_tokenizer):
+    for add in (_add_download, _add_tokenize, _add_merge, _add_get_vocabulary, _add_train_tokenizer):
         add(commands)
+
+
+def _add_download(commands: argparse._SubParsersAction) -> None:
+    get = commands.add_parser("download", help="DCLM-baseline, or text from any URL", description=download.__doc__)
+    get.add_argument("--from", dest="origin", default="hub", metavar="hub|commoncrawl|URL",
+                     help="the Hugging Face hub (default), or a base that fsspec can read")  # fmt: skip
+    get.add_argument("--global-shard", default="", metavar="1,3-5|all", help="of 1 to 10; not needed with a URL")
+    get.add_argument("--local-shard", default="all", metavar="0,2-4|all", help="of 0 to 9, default %(default)s")
+    get.add_argument("--listing", metavar="URL", help="a file of paths, where the server lists no folders")
+    get.add_argument("--out", type=Path, required=True, metavar="DIR")
+    get.add_argument("--jobs", type=int, default=4, metavar="N", help="files at a time, default %(default)s")
+    get.add_argument("--dry-run", action="store_true", help="print files and bytes, and get nothing")
+    get.set_defaults(run=download)
 
 
 def _add_tokenize(commands: argparse._SubParsersAction) -> None:
