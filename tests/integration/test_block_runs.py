@@ -137,8 +137,8 @@ def test_a_resumed_run_does_not_read_them_again(place):
         ),
         (
             [START, "model.d_model=64"],
-            "training.from_pretrained: the parameters of run are not this experiment's ('embed.weight' is [258, 32] "
-            "there and [258, 64] here, and ",
+            "training.from_pretrained: the parameters of run are not this experiment's ('given' is [32] there "
+            "and [64] here, and 13 more); expected the same model, denoiser and vocabulary",
         ),
         ([START, *MAMBA], "more); expected the same model, denoiser and vocabulary"),
         (["training.pretrained_weights=live"], "without training.from_pretrained the weights are random"),
