@@ -3,6 +3,8 @@
 y_i = bias + sum_k weight_k x_{i + k - before}: faster than Conv1d on a CPU, and able to look only where it may.
 """
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
@@ -46,12 +48,55 @@ def convolve(
 
 def tails(rows: Float[Tensor, "R S K"], count: int, past: int) -> Float[Tensor, "R past K"]:
     """Of texts as rows of blocks, `count` to a text: the `past` positions before each block, 0 before the first."""
-    texts, size, found = rows.unflatten(0, (-1, count)), rows.shape[1], []
-    for back in range(-(-past // size), 0, -1):  # blocks, the one that lies furthest back first
-        first = max(0, back * size - past)
-        block = texts[:, : max(0, count - back), first:]
+    texts, found = rows.unflatten(0, (-1, count)), []
+    for back, place in _reach(rows.shape[1], past):
+        block = texts[:, : max(0, count - back), place]
         found.append(F.pad(block, (0, 0, 0, 0, min(back, count), 0)))
     return torch.cat(found, 2).flatten(0, 1) if found else rows[:, :0]
+
+
+def _reach(size: int, past: int) -> list[tuple[int, slice]]:
+    """How many blocks back, and where in them, the `past` positions before a block are, from the first on."""
+    return [(back, slice(max(0, back * size - past), size)) for back in range(-(-past // size), 0, -1)]
+
+
+class BesideClean(torch.autograd.Function):
+    """Clean rows and then noisy ones, each after the `past` clean positions before its block and before `after` zeros.
+    One buffer there, and one back: the gradient of a tail is added where it came from."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "T S K"], count: int, past: int, after: int) -> Float[Tensor, "T M K"]:
+        ctx.count, ctx.past, ctx.size, (rows, size, width) = count, past, x.shape[1], x.shape
+        left = tails(x[: rows // 2], count, past)
+        padded = x.new_zeros(rows, past + size + after, width) if after else x.new_empty(rows, past + size, width)
+        padded[:, past : past + size] = x
+        padded.unflatten(0, (2, -1))[:, :, :past] = left
+        return padded
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, "T M K"]) -> tuple[Tensor | None, ...]:
+        count, past, size = ctx.count, ctx.past, ctx.size
+        dx = grad[:, past : past + size].clone(memory_format=torch.contiguous_format)
+        texts, first = dx[: len(dx) // 2].unflatten(0, (-1, count)), 0
+        left = grad.unflatten(0, (2, -1))[:, :, :past].sum(0).unflatten(0, (-1, count))
+        for back, place in _reach(size, past):
+            last = first + place.stop - place.start
+            texts[:, : max(0, count - back), place] += left[:, min(back, count) :, first:last]
+            first = last
+        return dx, None, None, None
+
+
+def convolve_blocks(
+    x: Float[Tensor, "T S K"],
+    weight: Float[Tensor, "K 1 W"],
+    bias: Float[Tensor, "K"] | None,
+    before: int,
+    count: int,
+) -> Float[Tensor, "T S K"]:
+    """The same for clean rows of texts' blocks and then noisy ones: a block comes after the clean ones before it, and
+    sees nothing after itself."""
+    padded = BesideClean.apply(x, count, before, weight.shape[2] - 1 - before)
+    return _products(padded, weight, bias, x.shape[1], False).to(x.dtype)
 
 
 def before(x: Float[Tensor, "B L K"], place: Int[Tensor, "B"], past: int) -> Float[Tensor, "B past K"]:
@@ -93,6 +138,34 @@ def _products(
 ) -> Float[Tensor, "B L K"]:
     """Sums of shifted products of a padded sequence."""
     taps = _taps(weight, mirrored)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return ShiftedProducts.apply(padded, taps, bias, length)
+    return _sum_of_products(padded, taps, bias, length)
+
+
+class ShiftedProducts(torch.autograd.Function):
+    """sum_k taps_k padded_{i+k} + bias, in eager mode: the gradient of a shifted product is added in place to one
+    buffer, where autograd would fill one with zeros for each."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, taps: Tensor, bias: Tensor | None, length: int) -> Tensor:
+        ctx.save_for_backward(padded, taps)
+        ctx.biased = bias is not None
+        return _sum_of_products(padded, taps, bias, length)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Float[Tensor, "B L K"]) -> tuple[Tensor | None, ...]:
+        (padded, taps), length = ctx.saved_tensors, dy.shape[1]
+        dpadded, dtaps = torch.zeros_like(padded, dtype=dy.dtype), []
+        for k, tap in enumerate(taps):
+            dpadded[:, k : k + length].addcmul_(dy, tap)
+            dtaps.append((dy * padded[:, k : k + length]).sum((0, 1)))
+        return dpadded.to(padded.dtype), torch.stack(dtaps), dy.sum((0, 1)) if ctx.biased else None, None
+
+
+def _sum_of_products(
+    padded: Float[Tensor, "B M K"], taps: Float[Tensor, "W K"], bias: Float[Tensor, "K"] | None, length: int
+) -> Float[Tensor, "B L K"]:
     y = padded[:, :length] * taps[0] if bias is None else torch.addcmul(bias, padded[:, :length], taps[0])
     for k in range(1, len(taps)):
         y = torch.addcmul(y, padded[:, k : k + length], taps[k])

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from diffusion_lm.blocks import fold, unfold
 from diffusion_lm.config import choice
 from diffusion_lm.kernels.base import kernel_class
-from diffusion_lm.layers.convolution import before, convolve, tails
+from diffusion_lm.layers.convolution import before, convolve, convolve_blocks, tails
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.layers.state_space import StateSpaceConfig
 from diffusion_lm.layers.steps import start_steps, steps
@@ -132,8 +132,8 @@ class Hydra(SequenceMixer):
 
     def over_blocks(self, x: Hidden, count: int, context: Context = ONE_DOCUMENT) -> Hidden:
         z, new, dt = self._split(x)
-        left = tails(new.chunk(2)[0], count, self.config.d_conv // 2)
-        convolved = self._convolved(new, torch.cat((left, left)))
+        mixed = convolve_blocks(new, self.conv1d.weight, self.conv1d.bias, self.config.d_conv // 2, count)
+        convolved = self._parted(mixed)
         y = self._scan(convolved, dt, count=count)[0]
         last = tails(y.chunk(2)[0][:, -1:].flatten(2), count, 1).view(-1, *y.shape[2:])
         return self._merged(z, convolved, dt, _behind(y, torch.cat((last, last))))
@@ -145,7 +145,10 @@ class Hydra(SequenceMixer):
     def _convolved(
         self, new: Float[Tensor, "B L K"], left: Tensor | None = None, segment: Segment | None = None
     ) -> Convolved:
-        mixed = convolve(new, self.conv1d.weight, self.conv1d.bias, self.config.d_conv // 2, segment, left)
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        return self._parted(convolve(new, weight, bias, self.config.d_conv // 2, segment, left))
+
+    def _parted(self, mixed: Float[Tensor, "B L K"]) -> Convolved:
         own, *keys = F.silu(mixed).split((self.widths[0], *[self.state] * 4), -1)
         groups = (self.config.n_groups, -1)
         return Convolved(own.unflatten(-1, (self.heads, -1)), *(v.unflatten(-1, groups) for v in keys))

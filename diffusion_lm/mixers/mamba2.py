@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from diffusion_lm.blocks import fold, unfold
 from diffusion_lm.kernels.base import InnerLayer, kernel_class, runs_of
-from diffusion_lm.layers.convolution import before, convolve, tails
+from diffusion_lm.layers.convolution import before, convolve, convolve_blocks
 from diffusion_lm.layers.norm import GatedRMSNorm
 from diffusion_lm.layers.state_space import StateSpaceConfig
 from diffusion_lm.layers.steps import start_steps, steps
@@ -176,9 +176,7 @@ class Mamba2(SequenceMixer):
     def mix_blocks(self, projected: Float[Tensor, "T S E"], count: int) -> Float[Tensor, "T S I"]:
         """`over_blocks` between the projections."""
         z, new, dt = self._split(projected)
-        left = tails(new.chunk(2)[0], count, self.config.d_conv - 1)
-        weight, bias = self.conv1d.weight, self.conv1d.bias
-        mixed = convolve(new, weight, bias, self.config.d_conv - 1, left=torch.cat((left, left)))
+        mixed = convolve_blocks(new, self.conv1d.weight, self.conv1d.bias, self.config.d_conv - 1, count)
         return self._scanned(z, mixed, dt, count=count)[0]
 
     def go_on(
