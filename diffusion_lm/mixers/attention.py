@@ -134,7 +134,7 @@ class Attention(SequenceMixer):
         return fold(self.out_proj(y.flatten(2)), x.shape[1])
 
     def start(self, x: Hidden) -> KeyValueCache:
-        none = x.new_zeros(len(x), 0, self.kv_heads, self.config.head_dim)
+        none = x.new_zeros(len(x), self.kv_heads, 0, self.config.head_dim)
         length = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return KeyValueCache(Room(none, none), length, longest=0, even=True)
 
@@ -154,20 +154,27 @@ class Attention(SequenceMixer):
         size, x = x.shape[1], unfold(x, count)
         q, k, v = self._heads(x, self._table(torch.arange(x.shape[1], device=x.device), x))
         y = over_clean(q, k, v, Chunks.of(BlockPattern(count, size, self.config.causal), x.device, q.dtype))
-        room = Room(k, v).moved(x.shape[1], x.shape[1] + size)
+        room = Room(k.transpose(1, 2), v.transpose(1, 2)).moved(x.shape[1], x.shape[1] + size)
         return fold(self.out_proj(y.flatten(2)), size), KeyValueCache.of(room, keep * size)
 
     def _beside(self, x: Hidden, cache: KeyValueCache) -> tuple[Hidden, Room]:
         """Outputs for a block that follows what is cached, and the room in which it does."""
-        place, end = cache.place(x.shape[1]), cache.longest + x.shape[1]
-        q, k, v = self._heads(x, self._table(place, x))
-        room, mask = cache.beside(k, v), None
-        if not cache.even or (self.config.causal and x.shape[1] > 1):
-            last = place if self.config.causal else place[..., -1:].expand_as(place)
-            mask = torch.arange(end, device=x.device) <= last.unsqueeze(-1)
-            mask = mask.view(-1, 1, x.shape[1], end)
-        y = attend(q, room.keys[:, :end], room.values[:, :end], mask)
-        return self.out_proj(y.flatten(2)), room
+        end, key = cache.longest + x.shape[1], (x.shape[1], x.dtype, torch.is_inference_mode_enabled())
+        if key not in cache.made:
+            cache.made[key] = self._next(x, cache)
+        table, mask = cache.made[key]
+        q, k, v = self._heads(x, table)
+        room = cache.beside(k, v)
+        return self.out_proj(attend(q, *room.until(end), mask).flatten(2)), room
+
+    def _next(self, x: Hidden, cache: KeyValueCache) -> tuple[Table, Bool[Tensor, "#B 1 S T"] | None]:
+        """Angles of the block that comes next, and what it sees, None where that is everything."""
+        size, place = x.shape[1], cache.place(x.shape[1])
+        if cache.even and (size == 1 or not self.config.causal):
+            return self._table(place, x), None
+        last = place if self.config.causal else place[..., -1:].expand_as(place)
+        seen = torch.arange(cache.longest + size, device=x.device) <= last.unsqueeze(-1)
+        return self._table(place, x), seen.view(-1, 1, size, cache.longest + size)
 
     def _heads(
         self, x: Hidden, table: Table
