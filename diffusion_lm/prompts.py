@@ -41,6 +41,8 @@ class PromptConfig:
 
     def unused(self, experiment: Any) -> dict[str, str]:
         """Keys that say something about prompts, where there are none."""
+        if experiment.block_size == 1 and self.fraction:
+            return {"prompt": "a block of one token (block_size=1) has nothing that could be given"}
         if self.fraction == 0:
             return dict.fromkeys(("prompt.kind", "prompt.dropout"), "with prompt.fraction 0 no prompt is drawn")
         return {"prompt.kind": "with prompt.dropout 1 every prompt is hidden"} if self.dropout == 1 else {}

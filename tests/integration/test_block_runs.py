@@ -52,6 +52,8 @@ def test_a_run_in_blocks_beside_one_of_whole_texts(shared, blocks):
 def test_a_block_size_that_does_not_fit_is_refused(shared):
     line = shared.refused("train", "tiny.yaml", "run=odd", "block_size=5")
     assert "block_size: got 5, expected a divisor of data.length 32, or 0 for the whole text at once" in line
+    line = shared.refused("train", "tiny.yaml", "run=odd", "block_size=1", "prompt.fraction=0.5")
+    assert "prompt.fraction: got 0.5, which has no effect here: a block of one token (block_size=1) has" in line
 
 
 def test_a_searched_range_is_logged_and_kept_by_a_resumed_run(place):
