@@ -154,6 +154,7 @@ def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
     generation.add_argument("--lengths", nargs="+", type=int, default=argparse.SUPPRESS, metavar="L")
     for size in ("block_size", "steps", "full_limit", "whole_limit", "layers", "d_model", "vocabulary", "rows"):
         generation.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    generation.add_argument("--full-repeats", type=int, default=argparse.SUPPRESS)
     blocks.add_argument("--block-sizes", nargs="+", type=int, default=argparse.SUPPRESS, metavar="S")
     for size in ("length", "batch", "layers", "d_model", "vocabulary"):
         blocks.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
@@ -165,7 +166,11 @@ def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
     for thing in (head, denoiser, generation, blocks):
         thing.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
         thing.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
-    return [head, denoiser, scan, generation, blocks]
+    data = things.add_parser("data", help="reading shards, beside webdataset")
+    for size in ("sequences", "length", "batch", "repeats"):
+        data.add_argument(f"--{size}", type=int, default=argparse.SUPPRESS)
+    data.add_argument("--clock", choices=("processor", "wall"), default=argparse.SUPPRESS)
+    return [head, denoiser, scan, generation, blocks, data]
 
 
 def main(argv: list[str]) -> int:

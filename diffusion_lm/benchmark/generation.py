@@ -58,8 +58,10 @@ class GenerationConfig:
     rows: int = 1
     """Texts at a time."""
     clock: str = choice("wall", "processor")
-    repeats: int = 3
+    repeats: int = 5
     """Rounds; the median counts."""
+    full_repeats: int = 2
+    """Rounds in which steps of whole texts are timed, which take long."""
     threads: int = 0
     """Of torch on the CPU; 0 is torch's own choice."""
     precision: str = choice("float32", "bfloat16")
@@ -150,7 +152,18 @@ def measure(config: GenerationConfig) -> dict[str, Any]:
     precision, load, chosen = PRECISION[config.precision], os.getloadavg()[0], arms(config)
     with torch.autocast(config.device, precision, enabled=precision is not None):
         times = _timed(config, chosen)
-    names = ("block_size", "steps", "rows", "d_model", "vocabulary", "clock", "precision", "repeats", "device")
+    names = (
+        "block_size",
+        "steps",
+        "rows",
+        "d_model",
+        "vocabulary",
+        "clock",
+        "precision",
+        "repeats",
+        "full_repeats",
+        "device",
+    )
     return {
         "benchmark": "generation",
         **{name: getattr(config, name) for name in names},
@@ -171,7 +184,11 @@ def _timed(config: GenerationConfig, chosen: dict[str, Arm]) -> list[dict[str, A
         if length == min(config.lengths):
             step.ready()
             step(0)
-    seconds = both_clocks(timed, config.repeats, config.device, uncounted=0, ready=lambda case: timed[case].ready())
+
+    def rounds(case: tuple[str, int]) -> int:
+        return config.repeats if case in cached else min(config.repeats, config.full_repeats)
+
+    seconds = both_clocks(timed, rounds, config.device, uncounted=0, ready=lambda case: timed[case].ready())
     size = {case: timed[case].fork.cache.nbytes() for case in cached}
     whole = {
         (name, length): partial(_write_whole, config, chosen[name].writer, length)
@@ -245,6 +262,7 @@ def crossovers(times: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
 def table(found: dict[str, Any]) -> str:
     """The numbers, and in the first lines what they depend on."""
     times, sized = found["times"], {row["arm"]: row for row in found["times"]}
+    full = min(found["repeats"], found["full_repeats"])
     lines = [
         f"generation, milliseconds per token ({found['clock']} clock), blocks of {found['block_size']}, "
         f"{found['steps']} steps per block, {found['rows']} texts at a time, d_model {found['d_model']}, vocabulary "
@@ -257,7 +275,7 @@ def table(found: dict[str, Any]) -> str:
         ),
         "",
         "At a length: of the last block, or as many tokens one by one, after a cache filled in one pass; "
-        f"{WHOLE}: steps x time per step over the length, of which {found['repeats']} steps are timed.",
+        f"{WHOLE}: steps x time per step over the length, of which {full} are timed.",
         *_columns(times, found["arms"], "milliseconds_per_token", ".3f"),
     ]
     cached = [name for name in found["arms"] if sized[name]["cache_bytes"] is not None]

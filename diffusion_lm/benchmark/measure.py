@@ -43,19 +43,23 @@ def check_settings(config: Any, *may_be_zero: str) -> None:
 
 def interleaved(
     steps: dict[Any, Callable[[int], None]],
-    repeats: int,
+    repeats: int | Callable[[Any], int],
     device: str,
     uncounted: int = 1,
     ready: Callable[[Any], None] | None = None,
 ) -> dict[Any, float]:
-    """Median seconds of each step over `repeats` rounds, in turn, after `uncounted` rounds that do not count.
+    """Median seconds of each step over `repeats` rounds (or as many as that says of its name, the first ones), in turn,
+    after `uncounted` rounds that do not count.
 
     A step is called with the number of its round, after `ready` with its name, off the clock. Other load on the machine
     meets all of them alike.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in steps}
-    for number in range(uncounted + repeats):
+    rounds = {name: uncounted + (repeats if isinstance(repeats, int) else repeats(name)) for name in steps}
+    for number in range(max(rounds.values(), default=0)):
         for name, step in steps.items():
+            if number >= rounds[name]:
+                continue
             if ready is not None:
                 ready(name)
             _wait(device)
@@ -68,7 +72,7 @@ def interleaved(
 
 def both_clocks(
     steps: dict[Any, Callable[[int], None]],
-    repeats: int,
+    repeats: int | Callable[[Any], int],
     device: str,
     uncounted: int = 1,
     ready: Callable[[Any], None] | None = None,

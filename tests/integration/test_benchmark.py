@@ -62,6 +62,9 @@ def test_rounds_are_interleaved_and_the_median_counts(monkeypatch):
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     assert measure.interleaved({"a": step("a"), "b": step("b")}, 3, "cpu") == {"a": 3.0, "b": 5.0}
     assert ran == [(number, name) for number in range(4) for name in "ab"]
+    ran.clear()
+    assert measure.interleaved({"a": step("a"), "b": step("b")}, {"a": 1, "b": 3}.get, "cpu") == {"a": 1.0, "b": 5.0}
+    assert ran == [(0, "a"), (0, "b"), (1, "a"), (1, "b"), (2, "b"), (3, "b")]
 
 
 def test_both_clocks_leave_uncounted_rounds_out_and_what_is_made_ready(monkeypatch):

@@ -224,6 +224,7 @@ def test_the_command_writes_where_it_is_told(place):
         (["--lengths", "256", "300"], "benchmark generation: lengths: got 300, expected a multiple of block_size 64"),
         (["--lengths", "64", "64"], "benchmark generation: lengths: got 64, 64, expected each length once"),
         (["--block-size", "0"], "benchmark generation: block_size: got 0, expected at least 1"),
+        (["--full-repeats", "0"], "benchmark generation: full_repeats: got 0, expected at least 1"),
         (["--steps", "0"], "benchmark generation: steps: got 0, expected at least 1"),
         (["--denoisers", "mmba"], "denoisers: no variant 'mmba'; expected one of"),
         (["--denoisers", "mamba", "mamba"], "benchmark generation: denoisers: got mamba twice, expected each denoiser"),
