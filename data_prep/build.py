@@ -69,7 +69,7 @@ def shard(settings: Settings) -> tuple[DatasetInfo, list[str]]:
         notes = [f"{count} {what}" for what, count in source.notes.items()]
         notes += [f"{empty} documents without text skipped"] if empty else []
         _check_enough(settings, spool, notes)
-        with _being_written(settings.out):
+        with being_written(settings.out):
             if not _existing(settings, source):  # another process may have made it while this one read the source
                 _write(settings, source, tokenizer, spool)
     if spool.duplicates:
@@ -130,7 +130,7 @@ def _check_enough(settings: Settings, spool: Spool, notes: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _being_written(out: Path) -> Iterator[None]:
+def being_written(out: Path) -> Iterator[None]:
     """Hold the folder for this process, with what an earlier one left removed; a mark says that it is not whole."""
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -61,9 +61,42 @@ def download(options: argparse.Namespace) -> None:
     get(origin, folders, options.out, dry_run=options.dry_run, jobs=options.jobs, say=partial(print, flush=True))
 
 
+def synth(options: argparse.Namespace) -> None:
+    """Write shards of sequences whose entropy is known exactly: the floor of every likelihood on them."""
+    from data_prep.show import summary
+    from data_prep.synth import synth as make
+
+    sequences = {"train": options.train, "val": options.val}
+    info = make(options.kind, options.make(options), options.out, seed=options.seed, sequences=sequences)
+    print(summary(info))
+
+
+def hidden_markov(options: argparse.Namespace):
+    """The source that the options of `synth hmm` describe."""
+    from data_prep.sequences import HiddenMarkov
+
+    names = ("states", "symbols", "skew", "length", "seed")
+    return HiddenMarkov(**{name: getattr(options, name) for name in names})
+
+
+def grammar(options: argparse.Namespace):
+    """The source that the options of `synth grammar` describe."""
+    from data_prep.sequences import Grammar
+
+    names = ("symbols", "rules", "branch", "depth", "skew", "length", "seed")
+    return Grammar(**{name: getattr(options, name) for name in names})
+
+
+def recall(options: argparse.Namespace):
+    """The source that the options of `synth recall` describe."""
+    from data_prep.sequences import Recall
+
+    return Recall(keys=options.keys, values=options.values, pairs=options.pairs, length=options.length)
+
+
 def add_commands(commands: argparse._SubParsersAction) -> None:
     """Add all of them to the command line."""
-    for add in (_add_download, _add_tokenize, _add_merge, _add_get_vocabulary, _add_train_tokenizer):
+    for add in (_add_download, _add_tokenize, _add_merge, _add_get_vocabulary, _add_train_tokenizer, _add_synth):
         add(commands)
 
 
@@ -127,3 +160,22 @@ def _add_train_tokenizer(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--out", type=Path, required=True, metavar="PATH/tokenizer.json")
     train.add_argument("--max-bytes", type=int, default=0, metavar="N", help="of text that is read; 0 = all (default)")
     train.set_defaults(run=train_tokenizer)
+
+
+# kind: help, the source, its options with their defaults
+SYNTHETIC = {
+    "hmm": ("a hidden Markov source", hidden_markov, {"states": 16, "symbols": 32, "skew": 1.0}),
+    "grammar": ("a grammar of fixed depth", grammar, {"symbols": 16, "rules": 4, "branch": 2, "depth": 5, "skew": 0.0}),
+    "recall": ("multi-query associative recall (MQAR)", recall, {"keys": 64, "values": 64, "pairs": 8}),
+}
+
+
+def _add_synth(commands: argparse._SubParsersAction) -> None:
+    make = commands.add_parser("synth", help="sequences of known entropy", description=synth.__doc__)
+    kinds = make.add_subparsers(required=True, dest="kind", metavar="hmm|grammar|recall")
+    for kind, (what, source, own) in SYNTHETIC.items():
+        one = kinds.add_parser(kind, help=what, description=source.__doc__)
+        one.add_argument("--out", type=Path, required=True, metavar="DIR")
+        for name, default in {**own, "length": 128, "seed": 0, "train": 20_000, "val": 1_000}.items():
+            one.add_argument(f"--{name}", type=type(default), default=default, metavar="N", help="default %(default)s")
+        one.set_defaults(run=synth, make=source)
