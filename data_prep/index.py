@@ -15,7 +15,7 @@ from data_prep.dclm_shard import Dialect, Indexed, index_shard
 from diffusion_lm.data.dclm import PARSERS
 from diffusion_lm.data.info import MARKED, DatasetInfo, SplitInfo
 from diffusion_lm.data.manifest import DATASET_FILE, MANIFEST_FILE, SPLITS, VERSION, corpus_hash, manifest_text
-from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer
+from diffusion_lm.data.tokenizers.base import FILE_NAME, Tokenizer, load_tokenizer, stored_name
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_json, write_text
 
@@ -171,6 +171,8 @@ def _write(
     info = replace(info, corpus_hash=corpus_hash(info.content_facts(), shards))
     told = asdict(info)
     del told["path"]
+    if info.tokenizer == FILE_NAME and not (out / FILE_NAME).exists():
+        write_text(out / FILE_NAME, Path(settings.tokenizer).read_text(encoding="utf-8"))
     write_text(out / INDEX_FILE, manifest_text(shards))
     write_json(out / DATASET_FILE, told)
     return info
@@ -188,7 +190,7 @@ def _info(
         version=VERSION,
         source=str(folder),
         source_facts={"shards": len(found), "contexts": sum(one.contexts for one in found.values())},
-        tokenizer=tokenizer.name,
+        tokenizer=stored_name(settings.tokenizer),
         tokenizer_fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,

@@ -10,7 +10,7 @@ from diffusion_lm.data.info import DatasetInfo, TokenDataConfig
 from diffusion_lm.data.open import open_tokens
 from diffusion_lm.data.order import spread_evenly
 from diffusion_lm.data.reader import TokenReader
-from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer
+from diffusion_lm.data.tokenizers.base import Tokenizer, dataset_tokenizer
 from diffusion_lm.errors import UserError
 
 LOOKED_AT = 4096
@@ -56,7 +56,7 @@ def show(folder: Path | str, split: str, windows: int) -> None:
         raise UserError(f"--windows {windows}: must be 0 or more")
     tokens = open_tokens(TokenDataConfig(path=str(folder)), split)
     print(summary(tokens.info))
-    tokenizer = load_tokenizer(tokens.info.tokenizer)
+    tokenizer = dataset_tokenizer(tokens.info.path, tokens.info.tokenizer)
     if len(tokens):
         print("\n".join(_lines(look_at(tokens, tokenizer.eot_id), tokenizer)))
     for index in spread_evenly(min(windows, len(tokens)), len(tokens)).tolist():
