@@ -32,7 +32,7 @@ class BlocksConfig:
     """Each is compared with itself; the first sets the size."""
     block_sizes: tuple[int, ...] = (4, 16, 64, 256)
     length: int = 1024
-    batch: int = 4
+    batch: int = 2
     layers: int = 8
     """Blocks of the first denoiser."""
     d_model: int = 256
