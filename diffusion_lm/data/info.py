@@ -161,6 +161,7 @@ def data_facts(config: TokenDataConfig) -> DatasetInfo:
         raise UserError(f"data: {got}; both must be 0 or more")
     tokenizer = load_tokenizer(config.tokenizer)
     infos = [_facts_of(place, config, tokenizer.fingerprint) for place in config.places()]
+    tokenizer.prepare()  # a run decodes samples: a missing vocabulary is told now, not at the first of them
     return mixed_info(infos, config.sources) if config.sources else infos[0]
 
 

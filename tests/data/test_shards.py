@@ -13,7 +13,9 @@ from data_prep.build import Settings, shard
 from data_prep.finish import entropy
 from data_prep.spool import pack
 from diffusion_lm.data.dataset import ShardedTokens
-from diffusion_lm.data.info import DatasetInfo
+from diffusion_lm.data.info import DatasetInfo, TokenDataConfig, data_facts
+from diffusion_lm.data.tokenizers.bytes import Bytes
+from diffusion_lm.errors import UserError
 
 EOT = 256
 
@@ -129,6 +131,31 @@ def test_validation_may_be_empty_when_asked(make_shards, texts):
 def test_shard_returns_the_facts(jsonl, texts, tmp_path):
     info, notes = shard(Settings(source=str(jsonl(texts)), out=tmp_path / "s", length=32, val_fraction=0.2))
     assert (info.length, info.tokenizer, info.name) == (32, "bytes", "s") and notes == []
+
+
+def test_a_tokenizer_file(data_prep, jsonl, texts, tmp_path):
+    """Its copy goes with the shards; the same command finds them; an experiment names any copy of it."""
+    jsonl(texts)
+    for command in (
+        ["train-tokenizer", "--vocab-size", 300, "--out", "own.json"],
+        ["shard", "--tokenizer", "own.json", "--length", 32, "--val-fraction", 0.2, "--out", "s"],
+    ):
+        assert data_prep(*command, "--source", "text.jsonl").returncode == 0
+    again = data_prep(*command, "--source", "text.jsonl")
+    assert again.returncode == 0 and "already holds this dataset" in again.stdout, again
+    (tmp_path / "own.json").unlink()
+    assert "river" in data_prep("inspect", "s").stdout
+    config = TokenDataConfig(path=str(tmp_path / "s"), length=32, tokenizer=str(tmp_path / "s" / "tokenizer.json"))
+    assert data_facts(config).vocab_size == 300
+
+
+def test_a_missing_vocabulary_is_told_when_the_data_is_opened(make_shards, texts, monkeypatch):
+    def missing(self):
+        raise UserError("its vocabulary is nowhere")
+
+    monkeypatch.setattr(Bytes, "prepare", missing)
+    with pytest.raises(UserError, match="its vocabulary is nowhere"):
+        data_facts(TokenDataConfig(path=str(make_shards(texts)), length=32))
 
 
 def test_a_dataset_that_another_process_finished_meanwhile_is_kept(make_shards, texts, tmp_path, monkeypatch):
