@@ -18,7 +18,7 @@ from diffusion_lm.layers.scan_layout import Plan
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Tensor
 
-SHORT = 16
+SHORT = 32
 """Longest block of which a chunk holds several."""
 BESIDE = 32
 """Positions of either text in such a chunk."""

@@ -20,7 +20,7 @@ from diffusion_lm.shapes import Float, Tensor
 
 SLICE = 1 << 19
 """Numbers of size [Q, Q] that are made at once by each thread of a CPU."""
-TOGETHER = 64
+TOGETHER = 32
 """Positions of short rows that are scanned as one chunk."""
 
 

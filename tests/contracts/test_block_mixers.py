@@ -6,6 +6,7 @@ alone, so that no later block, and no noise, moves it.
 
 import itertools
 from dataclasses import fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +107,20 @@ def probe(mixer, cache, size: int) -> torch.Tensor:
 def test_the_training_form_is_what_the_cache_gives(config, texts, count, size):
     mixer, x = mixer_of(config), rows_of(texts, count, size)
     close(trained(mixer, x, count), generated(mixer, x, count)[0])
+
+
+def test_what_only_blocks_read_is_said():
+    """And is one of the config's keys; what has no exact cache says which key makes it so."""
+    for name in variants("mixers"):
+        cls = config_class("mixers", name)
+        assert set(cls().of_blocks()) <= set(cls.__dataclass_fields__)
+    for name in ("bidirectional", "hydra"):
+        cls = config_class("mixers", name)
+        assert cls().exact_cache and not cls(reverse_scan="full").exact_cache
+    outer = config_class("denoisers", "mamba")(mixer=config_class("mixers", "hydra")(reverse_scan="full"))
+    whole, blocks = (SimpleNamespace(block_size=size, model=SimpleNamespace(d_model=64)) for size in (0, 16))
+    assert outer.unused(whole) == {"denoiser.mixer.reverse_scan": "block_size is 0, and it is a key of block mode"}
+    assert outer.unused(blocks) == {}
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def gradients(y, of):
     return torch.autograd.grad((y * weight).sum(), of)
 
 
-SHAPES = [(1, 1), (5, 1), (1, 6), (4, 2), (7, 3), (3, 16), (2, 17), (3, 19), (1, 40), (2, 45)]
+SHAPES = [(1, 1), (5, 1), (1, 6), (4, 2), (7, 3), (3, 16), (2, 17), (3, 37), (1, 40), (2, 45)]
 """Blocks per text and positions per block: several to a chunk, one, chunks that divide a block or do not."""
 
 
@@ -72,7 +72,7 @@ def test_blocks_start_where_the_clean_text_is(way, groups, count, size):
 def test_nothing_of_a_piece_of_rows_or_chunks_is_left_out(monkeypatch, limit):
     """A CPU takes a few chunks of a few rows at a time."""
     monkeypatch.setattr("diffusion_lm.layers.chunked_scan.SLICE", limit)
-    for count, size in ((7, 3), (3, 19)):
+    for count, size in ((7, 3), (3, 37)):
         values = inputs(3, count, size, 2)
         y, expected = kernel_class("torch")().over_blocks(*values, count=count, chunk_size=9), naive(*values, count)
         torch.testing.assert_close(y, expected)
@@ -81,7 +81,7 @@ def test_nothing_of_a_piece_of_rows_or_chunks_is_left_out(monkeypatch, limit):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("rows", "size"), [(6, 2), (7, 5), (40, 4), (3, 31)])
+@pytest.mark.parametrize(("rows", "size"), [(6, 2), (7, 5), (40, 4), (4, 16)])
 def test_short_rows_share_a_chunk_and_nothing_else(rows, size, reverse):
     values, kernel = inputs(1, rows, size, 2), kernel_class("torch")()
     together = kernel.scan(*values, chunk_size=64, reverse=reverse)[0]
