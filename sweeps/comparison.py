@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffusion_lm.evaluation.floor import ABOVE, above_floor
 from diffusion_lm.kind import Kind
 from sweeps.history import TrialRecord
 from sweeps.study import StudyConfig
@@ -144,7 +145,7 @@ def to_json(config: StudyConfig, comparisons: list[Comparison], records: list[Tr
         "study": config.name,
         "objective": config.objective,
         "corpora": [{"corpus": table.corpus, "best": {str(row.kind): row.cell for row in table.best},
-                     "rows": [_plain(row) for row in table.rows]} for table in comparisons],
+                     "rows": [_plain(row, table.corpus) for row in table.rows]} for table in comparisons],
         "trials": {state: sum(record.state == state for record in records)
                    for state in ("complete", "running", "waiting", "pruned", "fail")},
         "not_completed": [{"trial": record.number, "cell": record.cell, "seed": record.seed, "state": record.state,
@@ -157,8 +158,9 @@ def not_completed(records: Iterable[TrialRecord]) -> list[TrialRecord]:
     return [record for record in records if record.state in ("fail", "pruned")]
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: Row, corpus: dict[str, Any]) -> dict[str, Any]:
     return {"cell": row.cell, "kind": row.kind.to_dict(), "params": row.params, "trials": row.trials,
-            "seeds": [run.seed for run in row.runs], "metrics": row.metrics, "sequences_error": row.sequences_error,
+            "seeds": [run.seed for run in row.runs], "metrics": row.metrics,
+            ABOVE: above_floor(row.metrics[NLL], corpus), "sequences_error": row.sequences_error,
             "seeds_error": row.seeds_error, "difference": row.difference, "difference_error": row.difference_error,
             "speed": row.speed, "parameters": row.parameters, "folders": [str(run.folder) for run in row.runs]}

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from diffusion_lm.evaluation.floor import ENTROPY_RATE
 from diffusion_lm.files import atomic_path
 from sweeps.comparison import Comparison, Row
 from sweeps.trial_files import NLL, NLL_ERROR
@@ -109,7 +110,9 @@ def _error(row: Row) -> float:
 
 
 def _references(axes: Axes, corpus: dict[str, Any], line: Callable[..., Any]) -> None:
-    """The unigram entropy, which a model must beat to have learned anything about order."""
+    """The unigram entropy, which a model must beat to have learned anything about order; the floor, where known."""
+    if corpus.get(ENTROPY_RATE) is not None:
+        line(corpus[ENTROPY_RATE], color="black", linewidth=1, label=f"entropy rate {corpus[ENTROPY_RATE]:.3f}")
     if corpus.get("unigram_entropy") is not None:
         line(corpus["unigram_entropy"], color="grey", linestyle="--", linewidth=1,
              label=f"unigram entropy {corpus['unigram_entropy']:.3f}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
+from diffusion_lm.evaluation.floor import ENTROPY_RATE, above_floor
 from sweeps.comparison import Comparison, Row
 from sweeps.study import StudyConfig
 from sweeps.trial_files import BITS, NLL
@@ -15,6 +16,8 @@ CAUTION = ("Arms are ranked, and differences taken, among numbers of one kind: p
            "(processes, continuous time or T steps): do not rank processes on the bound alone.")
 COLUMNS = ("Bound: mean over the arm's seeds. s.e.: standard error, over validation sequences of a run or over seeds. "
            "tokens/s: in training, median over a run. Parameters: without embeddings.")
+REFERENCES = (("entropy rate (floor)", ENTROPY_RATE), ("unigram entropy", "unigram_entropy"),
+              ("uniform (log V)", "log_vocabulary"))
 Column = tuple[str, Callable[[Row], str]]
 
 
@@ -42,9 +45,15 @@ def cells(config: StudyConfig, comparison: Comparison) -> tuple[list[str], list[
     """Header and rows of text, the reference rows last."""
     columns = _columns(config, comparison)
     rows = [[show(row) for _, show in columns] for row in comparison.rows]
-    for name, key in (("unigram entropy", "unigram_entropy"), ("uniform (log V)", "log_vocabulary")):
+    for name, key in references(comparison):
         rows.append([name, "", number(comparison.corpus.get(key), 3)] + [""] * (len(columns) - 3))
     return [header for header, _ in columns], rows
+
+
+def references(comparison: Comparison) -> list[tuple[str, str]]:
+    """The rows to read bounds by, name and key of the corpus; the entropy rate only where the source is known."""
+    return [(name, key) for name, key in REFERENCES
+            if key != ENTROPY_RATE or comparison.corpus.get(key) is not None]
 
 
 def _columns(config: StudyConfig, comparison: Comparison) -> list[Column]:
@@ -54,6 +63,8 @@ def _columns(config: StudyConfig, comparison: Comparison) -> list[Column]:
         ("bound (nats/token)", lambda row: number(row.metrics[NLL], 3) + (" exact" if row.kind.exact else "")),
         ("± s.e. sequences", lambda row: number(row.sequences_error, 3)),
     ]
+    if comparison.corpus.get(ENTROPY_RATE) is not None:
+        columns.append(("above floor", lambda row: number(above_floor(row.metrics[NLL], comparison.corpus), 3)))
     if any(len(row.runs) > 1 for row in comparison.rows):
         what = f"{config.objective}: " if config.objective != NLL else ""
         columns.append((f"± s.e. {what}seeds (n)", lambda row: f"{number(row.seeds_error, 3)} ({len(row.runs)})"))
@@ -87,10 +98,11 @@ def terminal(config: StudyConfig, comparison: Comparison) -> Table:
     table = Table(title=caption(comparison), title_justify="left")
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index < 2 else "right")
-    for row in rows[:-2]:
+    count = len(comparison.rows)
+    for row in rows[:count]:
         table.add_row(*row)
     table.add_section()
-    for row in rows[-2:]:
+    for row in rows[count:]:
         table.add_row(*row, style="dim")
     return table
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from diffusion_lm.errors import UserError
+from diffusion_lm.evaluation.floor import ABOVE, ENTROPY_RATE
 from diffusion_lm.evaluation.likelihood import check_comparable, difference, score
 from diffusion_lm.evaluation.load import LoadedRun, load_run
 from diffusion_lm.evaluation.ngrams import COMMON, NgramShares, ngram_shares
+from diffusion_lm.evaluation.recall import measure_recall
 from diffusion_lm.evaluation.record import Evaluation, check_writable, manifest, write
 from diffusion_lm.evaluation.sequences import OWN, sequence_set
 from diffusion_lm.evaluation.text import draw_tokens
@@ -36,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     seed = settings.seed if arguments.seed is None else arguments.seed
     scores = [score(each, data, draws, seed) for each in runs]
     compared = difference(*runs, *scores) if len(runs) > 1 else None
-    done = Evaluation(tuple(runs), data, draws, seed, tuple(scores), compared)
+    recalls = tuple(measure_recall(each, data, seed) for each in runs)
+    done = Evaluation(tuple(runs), data, draws, seed, tuple(scores), compared, recalls)
     write(done, folder)
     shares = _shares(runs[0], arguments.samples) if arguments.samples else None
     facts = manifest(done)
@@ -124,9 +127,34 @@ def _run_lines(found: dict[str, Any], facts: dict[str, Any], run: LoadedRun, don
         for name, value in found["beside"].items()
     ]
     lines.append(f"  unigram     {run.info.unigram_entropy:.4f} nats per token, the entropy of the corpus's tokens")
+    lines += _known_source_lines(found, done)
     if not found["exact"]:
         curve = "  ".join(f"{level} {value:.2f}" for level, value in found["cross_entropy_by_noise_level"].items())
         lines.append(f"  nats per predicted token by noise level: {curve}")
+    return lines
+
+
+def _known_source_lines(found: dict[str, Any], done: Evaluation) -> list[str]:
+    """The distance from the entropy rate, where the source is known, and recall, where the data ask for it."""
+    lines = []
+    if ABOVE in found:
+        above = with_error(found[ABOVE], found["val/nll_se"], sign="+")
+        lines.append(
+            f"  floor       {found[ENTROPY_RATE]:.4f} nats per token, the entropy rate of the source; "
+            f"{'exact' if found['exact'] else 'bound'} {above} from it"
+        )
+    if "recall/accuracy" in found:
+        of_text, nats = found["recall/answers_of_nll"], found["recall/nats_per_answer"]
+        share = "" if of_text is None else f", {of_text:.4f} nats per token of the text"
+        lines += [
+            f"  recall      {with_error(found['recall/accuracy'], found['recall/accuracy_se'])} of "
+            f"{found['recall/answers']:,} answers ({found['recall/given']}); one in {1 / found['recall/chance']:.0f} "
+            "by chance",
+            f"  answers     {with_error(nats, found['recall/nats_per_answer_se'])} nats each (0 for a model that "
+            f"recalls){share}",
+        ]
+    elif done.data.recall is not None:
+        lines.append(f"  recall      not measured: the states of process '{found['process']}' are vectors, not tokens")
     return lines
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from diffusion_lm.config import name_of
 from diffusion_lm.errors import UserError
+from diffusion_lm.evaluation.floor import floor_facts
 from diffusion_lm.evaluation.levels import curves_csv, draw_curves
 from diffusion_lm.evaluation.likelihood import Difference, Estimate, Scores, metrics
 from diffusion_lm.evaluation.load import LoadedRun
+from diffusion_lm.evaluation.recall import Recall
 from diffusion_lm.evaluation.sequences import SequenceSet
 from diffusion_lm.files import write_json, write_text
 from diffusion_lm.kind import Kind
@@ -32,6 +34,7 @@ class Evaluation:
     seed: int
     scores: tuple[Scores, ...]
     difference: Difference | None = None
+    recalls: tuple[Recall | None, ...] = (None, None)
 
     def labels(self) -> list[str]:
         """A name per run that tells them apart."""
@@ -39,8 +42,9 @@ class Evaluation:
         return names if len(set(names)) == len(names) else [f"{name} ({ab})" for name, ab in zip(names, "AB")]
 
 
-def results(run: LoadedRun, scores: Scores, data: SequenceSet) -> dict[str, Any]:
+def results(run: LoadedRun, scores: Scores, data: SequenceSet, recall: Recall | None = None) -> dict[str, Any]:
     """A run's numbers, nats per token unless the name says otherwise."""
+    found = metrics(scores, data.bytes_per_token)
     return {
         "run": run.folder,
         "step": run.step,
@@ -48,7 +52,9 @@ def results(run: LoadedRun, scores: Scores, data: SequenceSet) -> dict[str, Any]
         "objective": name_of(run.config.objective),
         "exact": run.objective.exact,
         "kind": run.objective.kind().given_ends(data.ends is not None).to_dict(),
-        **metrics(scores, data.bytes_per_token),
+        **found,
+        **floor_facts(found["val/nll"], data.entropy_rate),
+        **(recall.facts() if recall else {}),
         "terms": {name: float(rows.mean()) for name, rows in scores.terms.items()},
         "beside": {name: asdict(Estimate.of(rows)) for name, rows in scores.beside.items()},
         "cross_entropy_by_noise_level": dict(scores.curve().points()),
@@ -71,7 +77,8 @@ def manifest(done: Evaluation) -> dict[str, Any]:
         "device": done.runs[0].device.type,
         "git": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "runs": [results(run, found, done.data) for run, found in zip(done.runs, done.scores)],
+        "runs": [results(run, found, done.data, recall)
+                 for run, found, recall in zip(done.runs, done.scores, done.recalls)],
     }
     if done.difference is not None:
         made["difference"] = difference_facts(done)

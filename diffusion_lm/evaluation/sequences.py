@@ -1,7 +1,7 @@
 """What a model is scored on: sequences of equal length, each with its place in the set: the key of its noise."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from diffusion_lm.evaluation.texts import place_of, read_text
 from diffusion_lm.noisy import Batch
 
 OWN, DEFAULT_PROTOCOL = "validation", "whole-corpus"
+RECALL = "synth:recall"
 ISOLATED = "documents do not see each other, and the model is told where they end: the bound is of text given its ends"
 
 
@@ -29,7 +30,8 @@ class SequenceSet:
     """Some sequences of a set. places: which [n]; read: their tokens [k, L], by place.
 
     facts: for the manifest. notes: what was left out or mended when a text was read, what the bound is conditional on.
-    ends: the id that ends a document, where documents do not see each other.
+    ends: the id that ends a document, where documents do not see each other. entropy_rate: nats per token that no model
+    can go below, where the source is known. recall: what a recall source was made with.
     """
 
     name: str
@@ -42,6 +44,8 @@ class SequenceSet:
     read: Callable[[np.ndarray], np.ndarray]
     notes: tuple[str, ...] = ()
     ends: int | None = None
+    entropy_rate: float | None = None
+    recall: Mapping[str, Any] | None = None
 
     def batches(self, size: int) -> Iterator[Batch]:
         """In order, on the host."""
@@ -100,6 +104,8 @@ def _of_shards(own: TokenDataConfig, place: Path | None, sequences: int) -> Sequ
         read=lambda places: split.read(places).rows,
         notes=() if ends is None else (ISOLATED,),
         ends=ends,
+        entropy_rate=info.entropy_rate,
+        recall=info.source_facts if info.source == RECALL else None,
     )
 
 

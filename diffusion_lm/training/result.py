@@ -8,6 +8,7 @@ import lightning
 
 from diffusion_lm.config import name_of
 from diffusion_lm.data.info import DatasetInfo
+from diffusion_lm.evaluation.floor import ABOVE, ENTROPY_RATE, above_floor
 from diffusion_lm.experiment import ROOT
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.run import Run
@@ -37,7 +38,9 @@ def finish(
                 "name": info.name,
                 "unigram_entropy": info.unigram_entropy,
                 "log_vocabulary": math.log(info.vocab_size),
+                ENTROPY_RATE: info.entropy_rate,
             },
+            ABOVE: above_floor(metrics.get("val/nll"), {ENTROPY_RATE: info.entropy_rate}),
             "seconds": earlier + seconds,
             "sample": samples.read_text(encoding="utf-8") if samples.exists() else "",
             "git": git_commit(),

@@ -159,3 +159,19 @@ def test_what_bounds_of_one_kind_do_not_share_is_said(config, trial):
     (table,) = comparison.compare(config, records)
     assert tables.slack(table) == ["gaussian, continuous time: these bounds depend on log_snr_range, which differs "
                                    "between arms: slack is part of the differences."]
+
+
+def test_bounds_on_a_known_source_are_distances_from_its_entropy_rate(config, trial):
+    """A study on text has neither the column nor the reference row."""
+    (table,) = comparison.compare(config, [trial("a", 3.0)])
+    header, lines = tables.cells(config, table)
+    assert "above floor" not in header and [line[0] for line in lines] == ["a", "unigram entropy", "uniform (log V)"]
+    record = trial("a", 3.0)
+    record.result["corpus"]["entropy_rate"] = 1.25
+    (table,) = comparison.compare(config, [record])
+    header, lines = tables.cells(config, table)
+    assert lines[0][header.index("above floor")] == "1.750"
+    assert lines[1][:3] == ["entropy rate (floor)", "", "1.250"] and len(lines) == 4
+    assert tables.terminal(config, table).row_count == 4 and len({len(line) for line in [header, *lines]}) == 1
+    found = comparison.to_json(config, [table], [])["corpora"][0]
+    assert (found["corpus"]["entropy_rate"], found["rows"][0]["above_entropy_rate"]) == (1.25, 1.75)
