@@ -3,6 +3,16 @@
 from typing import Any
 
 from diffusion_lm.config import name_of, part_class
+from diffusion_lm.errors import UserError
+
+
+def refuse_one_block(config: Any) -> None:
+    """Refuse to train texts that are one block each: the same model as without blocks, at twice the cost."""
+    if config.block_size == config.data.length:
+        raise UserError(
+            f"block_size: got {config.block_size}, which is data.length: one block is the whole text, and the clean "
+            "copy beside it is read by nothing; expected a smaller divisor, or 0 for the whole text at once"
+        )
 
 
 def check_blocks(config: Any) -> None:

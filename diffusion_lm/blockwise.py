@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusion_lm.blocks import Blocks, block_positions, fold
 from diffusion_lm.config import build
-from diffusion_lm.kind import Kind
+from diffusion_lm.kind import CACHE, EXACT, Kind
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted
 from diffusion_lm.objectives.base import Bound, Loss, Objective, TrainingNoise
@@ -26,21 +26,28 @@ from diffusion_lm.shapes import Float, Rows, Tensor
 
 
 def objective_of(
-    config: Any, process: Process, prompt: PromptConfig, training: TrainingNoise, block_size: int, length: int
+    config: Any,
+    process: Process,
+    prompt: PromptConfig,
+    training: TrainingNoise,
+    block_size: int,
+    length: int,
+    cache: str = EXACT,
 ) -> Objective:
-    """The objective over texts of `length` tokens, or block by block where there is a block size."""
+    """The objective over texts of `length` tokens, or block by block where there is a block size. cache: what that of
+    the denoiser is (`DenoiserConfig.cache`)."""
     if not block_size:
         return build(config, process, prompt, training)
     training = replace(training, global_batch=training.global_batch * (length // block_size))
-    return Blockwise(build(config, process, prompt, training), block_size)
+    return Blockwise(build(config, process, prompt, training), block_size, cache)
 
 
 class Blockwise(Objective):
     """An objective over the blocks of texts."""
 
-    def __init__(self, inner: Objective, block_size: int) -> None:
+    def __init__(self, inner: Objective, block_size: int, cache: str = EXACT) -> None:
         super().__init__(inner.config, inner.process, inner.prompt, inner.training_noise)
-        self.inner, self.block_size = inner, block_size
+        self.inner, self.block_size, self.cache = inner, block_size, cache
         self.exact, self.headline, self.reports_bound = inner.exact, inner.headline, inner.reports_bound
 
     def check(self) -> None:
@@ -59,7 +66,8 @@ class Blockwise(Objective):
 
     def kind(self) -> Kind:
         inner = self.inner.kind()
-        return replace(inner, depends_on={**inner.depends_on, "block_size": self.block_size})
+        cache = {} if self.cache == EXACT else {CACHE: self.cache}
+        return replace(inner, depends_on={**inner.depends_on, "block_size": self.block_size, **cache})
 
     def _rows(self, batch: Batch) -> Batch:
         """The batch's blocks."""

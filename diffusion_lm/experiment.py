@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lm.backends import backend_folder, choose_backend
-from diffusion_lm.block_pairings import check_blocks
+from diffusion_lm.block_pairings import check_blocks, refuse_one_block
 from diffusion_lm.blockwise import objective_of
 from diffusion_lm.config import (
     build,
@@ -160,6 +160,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), *, trained: bool = F
     config = from_tree(ExperimentConfig, tree)
     if not trained:
         refuse_unused(config)
+        refuse_one_block(config)
         _check_mlp(config)
         _check_range(config)
         _check_times(config)

@@ -12,6 +12,8 @@ from typing import Any
 
 EXACT, CONTINUOUS, NO_BOUND, UNKNOWN = "exact", "continuous time", "no bound", "not recorded"
 GIVEN_ENDS = ", document ends given"
+CACHE = "cache"
+"""In `depends_on`, of a model that writes with a cache that is not exact: what the cache is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ class Kind:
         """Whether the number is the negative log-likelihood itself; any other is an upper bound on it."""
         return self.over in (EXACT, EXACT + GIVEN_ENDS)
 
+    @property
+    def caution(self) -> str | None:
+        """What is to be said beside the number of a model whose cache is not exact."""
+        return cache_caution(self.depends_on.get(CACHE, EXACT))
+
     def to_dict(self) -> dict[str, Any]:
         """As it stands in result.json and in the manifest of an evaluation."""
         return {"process": self.process, "over": self.over, "depends_on": dict(self.depends_on)}
@@ -42,6 +49,18 @@ class Kind:
         """Of a run, from its result.json; older ones know the process at most."""
         found = result.get("kind") or {"process": result.get("process", ""), "over": UNKNOWN}
         return cls(found["process"], found["over"], found.get("depends_on", {}))
+
+
+def approximate(why: str) -> str:
+    """A cache that is not exact, and what makes it so."""
+    return f"approximate ({why})"
+
+
+def cache_caution(cache: str) -> str | None:
+    """What is to be said of likelihoods and texts of one model; None where its cache is exact."""
+    if cache == EXACT:
+        return None
+    return f"the cache is {cache}: the likelihood is of the model without it, text is written with it"
 
 
 def steps(count: int) -> str:

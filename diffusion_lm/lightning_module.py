@@ -43,7 +43,7 @@ class DiffusionModule(lightning.LightningModule):
         self.bytes_per_token = data.bytes_per_token
         self.model = build_model(config, data.vocab_size)
         noise = TrainingNoise(config.seed, config.training.batch_size, build(config.times))
-        sizes = (config.block_size, config.data.length)
+        sizes = (config.block_size, config.data.length, config.denoiser.cache())
         self.objective = objective_of(config.objective, self.model.process, config.prompt, noise, *sizes)
         self.scalars: list[dict[str, Tensor]] = []  # of this step's forward passes, for the callback that logs them
         self.grad_norm: Tensor | None = None

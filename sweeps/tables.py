@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffusion_lm.evaluation.floor import ENTROPY_RATE, above_floor
+from diffusion_lm.kind import CACHE
 from sweeps.comparison import Comparison, Row
 from sweeps.study import StudyConfig
 from sweeps.trial_files import BITS, NLL
@@ -120,11 +121,13 @@ def caption(comparison: Comparison) -> str:
 
 
 def slack(comparison: Comparison) -> list[str]:
-    """What bounds of one kind depend on and do not share."""
-    remarks = []
+    """What bounds of one kind depend on and do not share; what their models write with."""
+    cautions = dict.fromkeys(row.kind.caution for row in comparison.rows if row.kind.caution)
+    remarks = [f"{', '.join(row.cell for row in comparison.rows if row.kind.caution == caution)}: {caution}."
+               for caution in cautions]
     for kind in comparison.kinds:
         depends_on = [row.kind.depends_on for row in comparison.rows if row.kind == kind]
-        for name in dict.fromkeys(key for values in depends_on for key in values):
+        for name in dict.fromkeys(key for values in depends_on for key in values if key != CACHE):
             if any(values.get(name) != depends_on[0].get(name) for values in depends_on):
                 remarks.append(f"{kind}: these bounds depend on {name}, which differs between arms: slack is part of "
                                "the differences.")

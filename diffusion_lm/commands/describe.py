@@ -66,7 +66,7 @@ def describe(config: ExperimentConfig) -> dict[str, str | int]:
         "mixers": " ".join(name_of(mixer) for mixer in config.denoiser.mixers()),
         "d_model": config.model.d_model,
         "sequence length": config.data.length,
-        **({"block size": config.block_size} if config.block_size else {}),
+        **({"block size": config.block_size, "cache": config.denoiser.cache()} if config.block_size else {}),
         "vocabulary": vocabulary,
         "parameters": total,
         "parameters, embedding": embedding,

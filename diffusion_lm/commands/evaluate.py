@@ -122,6 +122,7 @@ def _run_lines(found: dict[str, Any], facts: dict[str, Any], run: LoadedRun, don
     kind = Kind.of_result(found)
     more = "".join(f"; {name} {value}" for name, value in kind.depends_on.items())
     lines.append(f"  kind        {kind}{more}")
+    lines += [f"  caution     {kind.caution}"] if kind.caution else []
     lines += [
         f"  beside      {name} {with_error(value['mean'], value['standard_error'])} nats per token"
         for name, value in found["beside"].items()

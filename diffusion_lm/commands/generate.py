@@ -8,6 +8,7 @@ from diffusion_lm.errors import UserError
 from diffusion_lm.evaluation.load import LoadedRun, load_run
 from diffusion_lm.evaluation.text import Drawn, draw
 from diffusion_lm.experiment import with_overrides
+from diffusion_lm.kind import EXACT, cache_caution
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -19,6 +20,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = with_overrides(loaded.config, [f"sampler.{text}" for text in arguments.overrides])
     if arguments.block_size is not None:
         _check_block_size(loaded, arguments.block_size)
+    cache = config.denoiser.cache() if config.block_size else EXACT
+    if caution := cache_caution(cache):
+        print(caution, file=sys.stderr)
     drawn = draw(
         loaded.model,
         config,
@@ -36,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         "calls": drawn.calls,
         "tokens_per_call": _tokens_per_call(drawn),
         "cache_bytes": drawn.cache_bytes,
+        **({"cache": cache} if drawn.cache_bytes else {}),
     }
     print(json.dumps({**facts, **costs}) if arguments.json else "\n---\n".join(drawn.texts))
     return 0

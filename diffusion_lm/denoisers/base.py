@@ -14,6 +14,7 @@ from torch import nn
 
 from diffusion_lm.conditioning.base import ConditioningConfig
 from diffusion_lm.config import choice, config_class, name_of, part, variants
+from diffusion_lm.kind import EXACT, approximate
 from diffusion_lm.layers.mlp import MLPS, MULTIPLE, mlp_width
 from diffusion_lm.mixers.base import MixerConfig
 from diffusion_lm.noisy import Noisy
@@ -85,6 +86,11 @@ class DenoiserConfig:
         """Whether an output depends on earlier positions only."""
         return all(mixer.is_causal() for mixer in self.mixers())
 
+    def cache(self) -> str:
+        """What the cache of block generation is: exact, or an approximation and why."""
+        why = dict.fromkeys(mixer.approximation() for mixer in self.mixers() if not mixer.exact_cache)
+        return approximate(", ".join(why)) if why else EXACT
+
     def check_families(self, **wanted: str) -> None:
         """Refuse a mixer, by its field's name, that is not of the family that the denoiser's name promises."""
         for name, family in wanted.items():
@@ -112,11 +118,15 @@ class DenoiserConfig:
 
     def flops_per_token(self, d_model: int, length: int, block_size: int = 0) -> float:
         """Floating-point operations of a forward pass per position, in matrix products (a multiply-add is two).
-        With blocks a pass goes over a text's clean blocks and over its noisy ones; a position is one of the text.
+        With blocks a pass goes over a text's clean blocks and over its noisy ones, or, where the cache is not exact,
+        over a whole text for every block, which ends with it; a position is one of the text.
 
         The conditioning is left out: it works once per row, not per position. Positions that it adds to the sequence
         are work of the blocks, shared out over the `length` others.
         """
+        if block_size and self.cache() != EXACT:
+            ends = range(block_size, length + 1, block_size)
+            return sum(end * self.flops_per_token(d_model, end) for end in ends) / length
         if block_size:
             mlp = MLPS[self.mlp].parameters_of(d_model, self.width(d_model))
             sizes = (d_model, length, block_size)

@@ -18,7 +18,7 @@ from diffusion_lm.evaluation.load import LoadedRun
 from diffusion_lm.evaluation.recall import Recall
 from diffusion_lm.evaluation.sequences import SequenceSet
 from diffusion_lm.files import write_json, write_text
-from diffusion_lm.kind import Kind
+from diffusion_lm.kind import CACHE, Kind
 from diffusion_lm.training.result import git_commit
 
 PACKAGES = ("torch", "lightning", "numpy", "omegaconf")
@@ -106,9 +106,11 @@ def caution(a: Kind, b: Kind) -> str | None:
     if a != b:
         return f"bounds of different kinds ({a}; {b}) have different slack: the lower one need not be better"
     keys = dict.fromkeys((*a.depends_on, *b.depends_on))
-    if other := [name for name in keys if a.depends_on.get(name) != b.depends_on.get(name)]:
-        return f"the bounds depend on {' and '.join(other)}, which differs: slack is part of the difference"
-    return None
+    other = [name for name in keys if a.depends_on.get(name) != b.depends_on.get(name)]
+    said = [found for found in dict.fromkeys((a.caution, b.caution)) if found and CACHE in other]
+    if of_slack := [name for name in other if name != CACHE]:
+        said.append(f"the bounds depend on {' and '.join(of_slack)}, which differs: slack is part of the difference")
+    return "; ".join(said) or None
 
 
 def write(done: Evaluation, folder: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from diffusion_lm.blocks import fold, unfold
+from diffusion_lm.config import name_of
 from diffusion_lm.shapes import Bool, Hidden, Int, Segment, Tensor
 
 
@@ -192,6 +193,10 @@ class MixerConfig:
         which that is not true goes block by block over whole texts in training; its cache is an approximation."""
         return True
 
+    def approximation(self) -> str:
+        """What makes the cache an approximation, where it is one."""
+        return f"mixer {name_of(self)}"
+
     def of_blocks(self) -> tuple[str, ...]:
         """Keys that nothing reads outside block mode."""
         return ()
@@ -226,5 +231,6 @@ class MixerConfig:
         raise NotImplementedError
 
     def block_flops_per_token(self, d_model: int, length: int, block_size: int) -> int:
-        """Of `over_blocks`, clean and noisy blocks together, per position of the text: two passes over it at most."""
+        """Of `over_blocks`, clean and noisy blocks together, per position of the text: two passes over it at most.
+        A trunk that goes block by block (`exact_cache`) does not call it, and its config counts that itself."""
         return 2 * self.flops_per_token(d_model, length)

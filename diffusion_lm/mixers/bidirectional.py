@@ -97,6 +97,9 @@ class BidirectionalConfig(MixerConfig):
     def exact_cache(self) -> bool:
         return self.reverse_scan == "block" and self.inner.exact_cache
 
+    def approximation(self) -> str:
+        return "reverse_scan: full" if self.reverse_scan == "full" else self.inner.approximation()
+
     def of_blocks(self) -> tuple[str, ...]:
         return ("reverse_scan",)
 

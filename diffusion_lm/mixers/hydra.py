@@ -45,6 +45,9 @@ class HydraConfig(StateSpaceConfig):
     def exact_cache(self) -> bool:
         return self.reverse_scan == "block"
 
+    def approximation(self) -> str:
+        return f"reverse_scan: {self.reverse_scan}"
+
     def of_blocks(self) -> tuple[str, ...]:
         return ("reverse_scan",)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from diffusion_lm.config import name_of
 from diffusion_lm.experiment import ExperimentConfig
+from diffusion_lm.kind import cache_caution
 
 LICENCE = (
     "None is stated. Whoever publishes these weights has to choose one, and to see what the text that they were "
@@ -19,6 +20,7 @@ def card(config: ExperimentConfig, facts: Mapping[str, Any]) -> str:
         "made from": f"{source['format']}: `{source['path']}` ({facts['weights']} weights)",
         "denoiser": f"{name_of(config.denoiser)}, {config.denoiser.n_layers} blocks, d_model {config.model.d_model}",
         "process": f"{name_of(config.process)}, trained with objective {name_of(config.objective)}",
+        **_blocks(config),
         "parameters": f"{count['total']:,} ({count['non_embedding']:,} without token table and head)",
         "tokenizer": _tokenizer(facts),
         "data": _data(facts),
@@ -37,6 +39,14 @@ def card(config: ExperimentConfig, facts: Mapping[str, Any]) -> str:
         "    from diffusion_lm.weights.folder import load_pretrained\n    model = load_pretrained(FOLDER)\n\n"
         f"## Licence\n\n{LICENCE}\n"
     )
+
+
+def _blocks(config: ExperimentConfig) -> dict[str, str]:
+    """The row of a model that writes in blocks."""
+    if not config.block_size:
+        return {}
+    cache = config.denoiser.cache()
+    return {"blocks": f"{config.block_size} tokens each, left to right; {cache_caution(cache) or 'the cache is exact'}"}
 
 
 def _tokenizer(facts: Mapping[str, Any]) -> str:

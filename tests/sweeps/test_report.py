@@ -161,6 +161,16 @@ def test_what_bounds_of_one_kind_do_not_share_is_said(config, trial):
                                    "between arms: slack is part of the differences."]
 
 
+def test_a_cache_that_is_an_approximation_is_told_of_its_arms_and_is_no_slack(config, trial):
+    full = {"block_size": 8, "cache": "approximate (reverse_scan: full)"}
+    records = [trial("a", 3.0, kind("masked", "continuous time", block_size=8)),
+               trial("b", 2.0, kind("masked", "continuous time", **full)),
+               trial("c", 2.5, kind("masked", "continuous time", **full))]
+    (table,) = comparison.compare(config, records)
+    assert tables.slack(table) == ["b, c: the cache is approximate (reverse_scan: full): the likelihood is of the "
+                                   "model without it, text is written with it."]
+
+
 def test_bounds_on_a_known_source_are_distances_from_its_entropy_rate(config, trial):
     """A study on text has neither the column nor the reference row."""
     (table,) = comparison.compare(config, [trial("a", 3.0)])
