@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffusion_lm.blocks import Blocks, block_positions, fold
-from diffusion_lm.config import build
+from diffusion_lm.config import build, name_of, part_class
 from diffusion_lm.kind import CACHE, EXACT, Kind
 from diffusion_lm.model import DenoisingModel
 from diffusion_lm.noisy import Batch, Corrupted
@@ -42,13 +42,20 @@ def objective_of(
     return Blockwise(build(config, process, prompt, training), block_size, cache)
 
 
+def over(objective: Any, process: Any, block_size: int) -> str:
+    """What the number of an objective, of a config, is over, block by block or (0) not."""
+    found = part_class(objective)
+    return EXACT if block_size == 1 and name_of(process) in found.exact_alone else found.over(objective)
+
+
 class Blockwise(Objective):
     """An objective over the blocks of texts."""
 
     def __init__(self, inner: Objective, block_size: int, cache: str = EXACT) -> None:
         super().__init__(inner.config, inner.process, inner.prompt, inner.training_noise)
         self.inner, self.block_size, self.cache = inner, block_size, cache
-        self.exact, self.headline, self.reports_bound = inner.exact, inner.headline, inner.reports_bound
+        self.exact = over(inner.config, inner.process.config, block_size) == EXACT
+        self.headline, self.reports_bound = inner.headline, inner.reports_bound
 
     def check(self) -> None:
         self.inner.check()
@@ -66,8 +73,13 @@ class Blockwise(Objective):
 
     def kind(self) -> Kind:
         inner = self.inner.kind()
+        depends_on = {} if self.exact else inner.depends_on
         cache = {} if self.cache == EXACT else {CACHE: self.cache}
-        return replace(inner, depends_on={**inner.depends_on, "block_size": self.block_size, **cache})
+        return Kind(
+            inner.process,
+            over(self.inner.config, self.inner.process.config, self.block_size),
+            {**depends_on, "block_size": self.block_size, **cache},
+        )
 
     def _rows(self, batch: Batch) -> Batch:
         """The batch's blocks."""

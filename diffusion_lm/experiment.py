@@ -1,6 +1,6 @@
 """An experiment: the root config, which reads like a table of contents, and how it is loaded, checked and saved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_lm.backends import backend_folder, choose_backend
 from diffusion_lm.block_pairings import check_blocks, refuse_one_block
-from diffusion_lm.blockwise import objective_of
+from diffusion_lm.blockwise import objective_of, over
 from diffusion_lm.config import (
     build,
     config_class,
+    default_tree,
     flat,
     from_tree,
     merge,
@@ -282,11 +283,17 @@ def to_dict(config: ExperimentConfig) -> dict[str, Any]:
     return to_tree(config)
 
 
+def default_values(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What `tree`, a plain experiment, would say with every key at its default, the variants of its parts being as they
+    are; keys that have none are left out. `auto` stands as it was chosen: what is chosen is no setting."""
+    return default_tree(ExperimentConfig, tree)
+
+
 def kind(config: ExperimentConfig) -> Kind:
     """Of the number that a run of it reports."""
-    return Kind(name_of(config.process), part_class(config.objective).over(config.objective)).given_ends(
-        config.data.isolate_documents
-    )
+    return Kind(
+        name_of(config.process), over(config.objective, config.process, config.block_size)
+    ).given_ends(config.data.isolate_documents)
 
 
 def reported(config: ExperimentConfig) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """What kind of number a likelihood is. Numbers of one kind are compared; those of different kinds are not.
 
 A kind is the process and what the number is over: `exact`, `continuous time`, `32 steps`, or `no bound`, and whether
-the model is told where documents end. A bound of few steps may be far above that of many, and bounds of different
-processes have different slack, so that the order of two kinds says nothing about models. Imports no torch: reports of
-studies read kinds from result.json.
+the model is told where documents end; of exact numbers it is the latter alone. A bound of few steps may be far above
+that of many, and bounds of different processes have different slack, so that the order of two kinds says nothing about
+models. Imports no torch: reports of studies read kinds from result.json.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,33 @@ CACHE = "cache"
 """In `depends_on`, of a model that writes with a cache that is not exact: what the cache is."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Kind:
+    """Exact numbers are of one kind, whatever the process: each is -ln p(x) of its model."""
+
     process: str
     over: str
-    depends_on: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    depends_on: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the number beside model and data: num_steps, schedule, log-SNR range, the noise's mixture."""
 
     def __str__(self) -> str:
         return f"{self.process}, {self.over}" if self.over != UNKNOWN else self.process
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Kind) and self._compared == other._compared
+
+    def __hash__(self) -> int:
+        return hash(self._compared)
+
+    def compares(self, other: "Kind") -> bool:
+        """Whether a difference between the two numbers is shown: inside a kind, and (with a caution) between the exact
+        number and the bound that one process has at different block sizes."""
+        ends = {self.over, other.over} == {EXACT, CONTINUOUS}
+        return self == other or (self.process == other.process and ends)
+
+    @property
+    def _compared(self) -> tuple[str, str]:
+        return ("" if self.exact else self.process, self.over)
 
     def given_ends(self, isolated: bool) -> "Kind":
         """This kind, where `isolated` documents are: text whose ends the model is told, which is less to be coded."""

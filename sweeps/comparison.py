@@ -75,14 +75,18 @@ def _rows(config: StudyConfig, records: list[TrialRecord]) -> list[Row]:
     for record in records:
         cells[record.cell, Kind.of_result(record.result)].append(record)
     groups = {place: _best_group(config, found) for place, found in cells.items()}
-    rows = [_row(config, *place, group, len(cells[place]), groups.get((config.baseline, place[1])))
+    rows = [_row(config, place[0], group, len(cells[place]), groups.get((config.baseline, place[1])))
             for place, group in groups.items()]
     # Numbers of different kinds have different slack, so arms are ranked inside a kind only; those of a process follow
-    # one another.
+    # one another. Exact numbers are of one kind whatever their process: they stand where the first of them does.
     processes = list(dict.fromkeys(kind.process for _, kind in cells))
     kinds = list(dict.fromkeys(kind for _, kind in cells))
-    return sorted(rows, key=lambda row: (processes.index(row.kind.process), kinds.index(row.kind),
-                                         _rank(config, row.metrics[config.objective])))
+
+    def place(row: Row) -> tuple[int, int, float]:
+        kind = kinds.index(row.kind)
+        return processes.index(kinds[kind].process), kind, _rank(config, row.metrics[config.objective])
+
+    return sorted(rows, key=place)
 
 
 def _best_group(config: StudyConfig, records: list[TrialRecord]) -> list[TrialRecord]:
@@ -95,13 +99,13 @@ def _best_group(config: StudyConfig, records: list[TrialRecord]) -> list[TrialRe
     return sorted(group, key=lambda record: _rank(config, record.last.get(config.objective)))
 
 
-def _row(config: StudyConfig, cell: str, kind: Kind, runs: list[TrialRecord], trials: int,
+def _row(config: StudyConfig, cell: str, runs: list[TrialRecord], trials: int,
          baseline: list[TrialRecord] | None) -> Row:
     """`baseline`: the baseline's runs of this kind, if there are any."""
     values = _values(config.objective, runs)
     differences = _paired(config.objective, runs, baseline) if baseline is not None and runs is not baseline else []
     return Row(
-        cell=cell, kind=kind, params=runs[0].trial.params, runs=runs, trials=trials,
+        cell=cell, kind=Kind.of_result(runs[0].result), params=runs[0].trial.params, runs=runs, trials=trials,
         metrics={name: _mean(name, runs) for name in dict.fromkeys((NLL, BITS, *config.metrics))},
         speed=statistics.fmean(speeds) if (speeds := [run.speed for run in runs if run.speed]) else None,
         sequences_error=_mean(NLL_ERROR, runs), seeds_error=standard_error(values),

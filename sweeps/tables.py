@@ -125,7 +125,7 @@ def slack(comparison: Comparison) -> list[str]:
     cautions = dict.fromkeys(row.kind.caution for row in comparison.rows if row.kind.caution)
     remarks = [f"{', '.join(row.cell for row in comparison.rows if row.kind.caution == caution)}: {caution}."
                for caution in cautions]
-    for kind in comparison.kinds:
+    for kind in (found for found in comparison.kinds if not found.exact):
         depends_on = [row.kind.depends_on for row in comparison.rows if row.kind == kind]
         for name in dict.fromkeys(key for values in depends_on for key in values if key != CACHE):
             if any(values.get(name) != depends_on[0].get(name) for values in depends_on):

@@ -168,7 +168,7 @@ def _difference_lines(facts: dict[str, Any], done: Evaluation) -> list[str]:
         f"{b} - {a}: {with_error(found['nll'], found['nll_se'], sign='+')} nats per token over the same "
         f"{facts['sequences']} sequences; {b} is lower on {found['share_of_sequences_lower']:.0%} of them"
     ]
-    if not found["common_noise_levels"]:
+    if not found["common_noise_levels"] and not all(run.objective.exact for run in done.runs):
         lines.append("  paired by sequence only: their noise levels are not the same")
     return lines + ([f"  caution     {found['caution']}"] if found["caution"] else [])
 

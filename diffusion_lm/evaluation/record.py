@@ -90,7 +90,7 @@ def difference_facts(done: Evaluation) -> dict[str, Any]:
     found = done.difference
     a, b = (run.objective.kind().given_ends(done.data.ends is not None) for run in done.runs)
     return {
-        "comparable": a == b,
+        "comparable": a.compares(b),
         "nll": found.nll.mean,
         "nll_se": found.nll.standard_error,
         "share_of_sequences_lower": found.better_share,
@@ -105,7 +105,7 @@ def caution(a: Kind, b: Kind) -> str | None:
         return f"one number is exact and the other a bound ({a}; {b}), whose slack is part of the difference"
     if a != b:
         return f"bounds of different kinds ({a}; {b}) have different slack: the lower one need not be better"
-    keys = dict.fromkeys((*a.depends_on, *b.depends_on))
+    keys = dict.fromkeys(key for kind in (a, b) for key in kind.depends_on if not kind.exact or key == CACHE)
     other = [name for name in keys if a.depends_on.get(name) != b.depends_on.get(name)]
     said = [found for found in dict.fromkeys((a.caution, b.caution)) if found and CACHE in other]
     if of_slack := [name for name in other if name != CACHE]:

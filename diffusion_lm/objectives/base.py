@@ -110,6 +110,8 @@ class Objective(nn.Module, ABC):
     """Whether it has a meaning block by block."""
     exact: ClassVar[bool] = False
     """Whether what is reported is the negative log-likelihood itself and not a bound."""
+    exact_alone: ClassVar[tuple[str, ...]] = ()
+    """Names of the processes under which it is that for texts of one token: there the bound has no slack."""
 
     def __init__(self, config: Any, process: Process, prompt: PromptConfig, training: TrainingNoise) -> None:
         super().__init__()

@@ -32,6 +32,7 @@ class CrossEntropy(DiscreteObjective):
     """Unweighted; `nll` is not a bound."""
 
     processes = ("masked", "uniform", "mask_uniform")
+    exact_alone = ("masked",)
     trains_bound = False
 
     def forward(self, model: DenoisingModel, batch: Batch | Corrupted) -> Loss:

@@ -6,8 +6,9 @@ MDLM (arXiv 2406.07524), equation 11. Training draws t from [t_min, 1]: the weig
 0 would dominate the gradient. The reported bound covers the whole range: with u the masked share the integral is du / u
 whatever the schedule, and it is estimated with exactly l of L positions masked, (L / l) sum CE with l uniform over 1..L
 (LLaDA, arXiv 2502.09992, equation 6), whose expectation is the same and whose variance is finite where that of the
-Bernoulli masks is not. `estimator: fixed_count` trains with that estimator too. Beside it stands MDLM's own number,
-whose range is cut at both ends (log-linear, eps = 1e-3, t from 1e-3).
+Bernoulli masks is not; at L = 1 nothing is left to draw, and the number is -ln p(x) itself. `estimator: fixed_count`
+trains with that estimator too. Beside it stands MDLM's own number, whose range is cut at both ends (log-linear,
+eps = 1e-3, t from 1e-3).
 """
 
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class MaskedBound(DiscreteObjective):
     """Weighted cross-entropy of the masked tokens."""
 
     processes = ("masked",)
+    exact_alone = ("masked",)
 
     def draw(self, batch: Batch) -> Corrupted:
         return super().draw(batch) if self.config.estimator == "bernoulli" else self._draw_counts(batch)

@@ -143,7 +143,10 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
 def _origin(module: DiffusionModule) -> str:
     """Where the weights come from, if not from the seed."""
     found = module.pretrained
-    return f", from the weights of {found['source']} at step {found['step']}" if found else ""
+    if not found:
+        return ""
+    told = f" ({'; '.join(found['differences'])})" if "differences" in found else ""
+    return f", from the weights of {found['source']} at step {found['step']}{told}"
 
 
 def run_folder(config: ExperimentConfig, source: Path, chosen: str | None) -> Path:

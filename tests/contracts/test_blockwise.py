@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_lm.blocks import Blocks, block_positions, fold
 from diffusion_lm.blockwise import Blockwise, objective_of
+from diffusion_lm.cache import Cache, Denoising
 from diffusion_lm.config import build, config_class, from_tree, part_class, variants
 from diffusion_lm.errors import UserError
-from diffusion_lm.experiment import ExperimentConfig
+from diffusion_lm.experiment import ExperimentConfig, kind
 from diffusion_lm.model import DenoisingModel, ModelConfig, model_flops_per_token, training_flops_per_token
 from diffusion_lm.noisy import Batch, Noisy
 from diffusion_lm.objectives.base import TrainingNoise
@@ -220,6 +221,37 @@ def test_the_kind_of_a_bound_names_the_block_size(pair):
     folded, plain = blocks_of(name, process, 2).kind(), blocks_of(name, process, 0).kind()
     assert folded == plain and folded.depends_on == {**plain.depends_on, "block_size": 2}
     assert isinstance(blocks_of(name, process, 2), Blockwise)
+
+
+@torch.no_grad()
+def test_a_bound_of_single_tokens_is_called_exact_where_nothing_is_drawn(pair, tools):
+    """Then it is the sum of what the model says of each token after those before it, read one by one from the cache."""
+    name, process = pair
+    objective, model, batch = blocks_of(name, process, 1), model_of(name, process, tools).eval(), batch_of(3)
+    kind = objective.kind()
+    assert kind.exact == objective.exact and kind.depends_on["block_size"] == 1
+    bounds = [objective.bound(model, batch, Noise(seed, batch.position), 2) for seed in (0, 1)]
+    if not objective.exact:
+        assert bounds[0] is None or not torch.allclose(bounds[0].nll, bounds[1].nll)
+        return
+    cache, nll, one = Cache.empty(3), torch.zeros(3, dtype=torch.float64), torch.ones(3, 1, dtype=torch.float64)
+    for token in batch.tokens.split(1, 1):
+        hidden = Noisy(torch.full_like(token, process.mask_id), one, cache=Denoising(cache=cache))
+        nll -= model(hidden).logits.double().log_softmax(-1)[:, 0].gather(1, token).squeeze(1)
+        cache = model.commit(token, cache)
+    for bound in bounds:
+        torch.testing.assert_close(bound.nll, nll, rtol=1e-5, atol=1e-5)
+
+
+def test_masks_of_single_tokens_are_exact_and_no_others_are(tools):
+    masked, uniform = (tools.process_of(name, "log_linear", VOCABULARY) for name in ("masked", "uniform"))
+    for name in ("masked", "cross_entropy"):
+        assert blocks_of(name, masked, 1).exact and not blocks_of(name, masked, 2).exact
+    for name in ("uniform", "cross_entropy"):
+        assert not blocks_of(name, uniform, 1).exact
+    tree = {"data": {"length": 8}, "block_size": 1}
+    assert str(kind(from_tree(ExperimentConfig, tree))) == "masked, exact"
+    assert str(kind(from_tree(ExperimentConfig, tree | {"block_size": 2}))) == "masked, continuous time"
 
 
 @pytest.mark.parametrize("size", [-1, 3, 5, 16])

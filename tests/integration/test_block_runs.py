@@ -49,6 +49,25 @@ def test_a_run_in_blocks_beside_one_of_whole_texts(shared, blocks):
     assert same["caution"] is None and same["nll"] == 0 and same["common_noise_levels"]
 
 
+def test_blocks_of_one_token_are_compared_with_a_next_token_model(shared, blocks):
+    """Both numbers are exact; that of larger blocks is a bound, compared to the first with a caution."""
+    shared.train("one", "block_size=1", "training.steps=4")
+    shared.train("next", "objective=autoregressive", "sampler=left_to_right", "denoiser.mixer.causal=true",
+                 "training.steps=4")  # fmt: skip
+    done = shared.command("evaluate", "one", "next")
+    assert "  kind        masked, exact; block_size 1\n" in done.out and "\nnext - one: " in done.out
+    assert not any(word in done.out for word in ("caution", "not compared", "noise levels", "bound  "))
+    found = shared.json("evaluate", "one", "next")["manifest"]
+    assert found["difference"]["comparable"] and found["difference"]["caution"] is None
+    a, b = (each["val/nll"] for each in found["runs"])
+    assert found["difference"]["nll"] == pytest.approx(b - a, abs=1e-6)
+    assert shared.result("one")["kind"] == {"process": "masked", "over": "exact", "depends_on": {"block_size": 1}}
+    said = shared.command("evaluate", "one", blocks).out
+    assert "\nblocks - one: " in said and "caution     one number is exact and the other a bound (masked, ex" in said
+    said = shared.command("evaluate", "next", blocks).out
+    assert "not compared: one number is exact and the other a bound (left_to_right, exact; masked, cont" in said
+
+
 def test_a_block_size_that_does_not_fit_is_refused(shared):
     line = shared.refused("train", "tiny.yaml", "run=odd", "block_size=5")
     assert "block_size: got 5, expected a divisor of data.length 32, or 0 for the whole text at once" in line
@@ -117,6 +136,17 @@ def test_training_starts_from_a_folder_of_weights(shared):
     assert "training.pretrained_weights: got live, but exported holds one set of weights; leave it averaged" in line
 
 
+def test_what_may_differ_from_the_weights_is_told(shared):
+    """Blocks from a next-token model; kernels, chunks and values before training are nobody's business."""
+    next_token = ["objective=autoregressive", "sampler=left_to_right", "denoiser.mixer.causal=true"]
+    shared.train("told-source", *next_token, "training.steps=1")
+    start = "training.from_pretrained=told-source"
+    done = shared.train("told", "block_size=8", start, *STILL, "denoiser.mixer.kernel=sdpa", "model.token_std=0.5")
+    told = ["denoiser.mixer.causal: True -> False", "process.name: left_to_right -> masked"]
+    assert f", from the weights of told-source at step 1 ({'; '.join(told)})\n" in done.out
+    assert shared.result("told")["from_pretrained"]["differences"] == told
+
+
 def test_a_resumed_run_does_not_read_them_again(place):
     place.train("first", "training.steps=4")
     start = "training.from_pretrained=first"
@@ -143,6 +173,13 @@ def test_a_resumed_run_does_not_read_them_again(place):
             "and [64] here, and 13 more); expected the same model, denoiser and vocabulary",
         ),
         ([START, *MAMBA], "more); expected the same model, denoiser and vocabulary"),
+        (
+            [START, "denoiser.mixer.head_dim=32"],
+            "training.from_pretrained: the weights of run are of another model, of the same shapes "
+            "(denoiser.mixer.head_dim: 16 -> 32); expected the keys that they were trained with; set them as there",
+        ),
+        ([START, "denoiser.mixer.rope_base=500", "denoiser.norm=rms"], "(denoiser.mixer.rope_base: 10000.0 -> 500.0);"),
+        ([START, "objective=score_entropy", "process=masked"], "(objective.readout: posterior -> score);"),
         (["training.pretrained_weights=live"], "without training.from_pretrained the weights are random"),
     ],
 )

@@ -136,6 +136,18 @@ def test_steps_and_continuous_time_and_exact_are_kinds_of_their_own(config, tria
         ["d", "left_to_right, exact", "1.000 exact"]]
 
 
+def test_exact_numbers_are_ranked_whatever_their_process(config, trial):
+    """Masked blocks of one token against a next-token model; what each number depends on is no slack."""
+    masked, alone = kind("masked", "continuous time", block_size=4), kind("masked", "exact", block_size=1)
+    records = [trial("a", 3.0, masked), trial("b", 2.5, alone), trial("c", 2.0, masked),
+               trial("d", 2.25, kind("left_to_right", "exact"))]
+    (table,) = comparison.compare(config, records)
+    assert [(row.cell, str(row.kind)) for row in table.rows] == [
+        ("c", "masked, continuous time"), ("a", "masked, continuous time"), ("d", "left_to_right, exact"),
+        ("b", "masked, exact")]
+    assert [row.cell for row in table.best] == ["c", "d"] and tables.slack(table) == []
+
+
 def test_the_best_text_of_every_kind_is_shown(config, trial):
     records = [trial("a", 3.0, kind("masked", "continuous time")), trial("b", 0.5, kind("masked", "1 step")),
                trial("c", 2.0, kind("masked", "continuous time"))]
