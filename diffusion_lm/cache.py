@@ -1,8 +1,9 @@
-"""The cache of block generation: what the blocks so far leave in every mixer, and the three ways to use it.
+"""The cache of generation: what the blocks so far leave in every mixer, and the ways to use it.
 
 `Denoising` lets a block look at a cache and leaves it as it is; `Committing` also takes the block in; `Prefilling`
-makes the cache of many clean blocks at once. Each is a `Context` that a trunk hands to its mixers, layer by layer, in
-place of that of whole texts. Nothing in a cache depends on noise: blocks are taken in clean, at noise level 0.
+makes the cache of many clean blocks at once, `Reading` that of texts whose blocks are single tokens. Each is a
+`Context` that a trunk hands to its mixers, layer by layer, in place of that of whole texts. Nothing in a cache depends
+on noise: blocks are taken in clean, at noise level 0.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffusion_lm.blocks import fold, unfold
 from diffusion_lm.mixers.base import Context, MixerCache, SequenceMixer
 from diffusion_lm.shapes import Bool, Hidden, Int, Tensor
 
@@ -110,3 +112,20 @@ class Prefilling(CacheUse):
     def result(self, size: int) -> Cache:
         """The cache of the kept blocks."""
         return Cache(tuple(self.left), self.keep * size)
+
+
+@dataclass(frozen=True)
+class Reading(CacheUse):
+    """Whole texts of which every position is a block of its own; of each the first `keep` are cached."""
+
+    keep: Int[Tensor, "B"] = None  # type: ignore[assignment]
+    left: list[MixerCache] = field(default_factory=list)
+
+    def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
+        y, cache = mixer.prefill(fold(x, 1), x.shape[1], self.keep)
+        self.left.append(cache)
+        return unfold(y, x.shape[1])
+
+    def result(self) -> Cache:
+        """The cache of the kept positions."""
+        return Cache(tuple(self.left), self.keep)

@@ -221,6 +221,23 @@ def defaults(cls: type) -> dict[str, Any]:
     }
 
 
+def default_tree(cls: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain tree of `cls` with every key at its default, parts being of the variants that `tree` names; without the
+    keys that have no default, and those of a part that `tree` says nothing of."""
+    found: dict[str, Any] = {}
+    usual, types = defaults(cls), get_type_hints(cls)
+    for f in fields(cls):
+        value = tree.get(f.name)
+        if "folder" in f.metadata and isinstance(value, Mapping):
+            own = f.metadata.get("default", value["name"])  # without one it was chosen
+            found[f.name] = {"name": own, **default_tree(config_class(f.metadata["folder"], value["name"]), value)}
+        elif is_dataclass(types[f.name]) and isinstance(value, Mapping):
+            found[f.name] = default_tree(types[f.name], value)
+        elif f.name in usual:
+            found[f.name] = list(usual[f.name]) if isinstance(usual[f.name], tuple) else usual[f.name]
+    return found
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
     """Lines ``key: old -> new`` for every leaf in which two trees differ."""
     lines = []

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from diffusion_lm.blocks import fold
-from diffusion_lm.cache import Cache, CacheUse, Committing, Prefilling
+from diffusion_lm.cache import Cache, CacheUse, Committing, Denoising, Prefilling, Reading
 from diffusion_lm.config import build, name_of, part_class
 from diffusion_lm.denoisers.base import Denoiser
 from diffusion_lm.layers.documents import begins
@@ -263,15 +263,30 @@ class DenoisingModel(nn.Module):
         self._take_in(block, use)
         return use.result(block.shape[1])
 
-    def advance(self, inputs: Tokens, cache: Cache) -> tuple[Readout, Cache]:
-        """What a next-token model says of the token after its last input [B, 1, V], and the cache with all of them.
+    def denoise(self, block: Noisy, cache: Cache) -> Readout:
+        """What is said of a noisy block that follows what is cached. The cache stays as it is."""
+        return self(replace(block, cache=Denoising(cache=cache)))
+
+    def read(self, inputs: Tokens, lengths: Int[Tensor, "B"]) -> tuple[Readout, Cache]:
+        """What a next-token model says of the token after the first `lengths` inputs of each text [B, 1, V], and the
+        cache with those, in one pass. inputs: as `advance` has them, at least one of every text."""
+        use, rows = Reading(keep=lengths), torch.arange(len(inputs), device=inputs.device)
+        hidden = self._of_inputs(inputs, use)[rows, lengths - 1].unsqueeze(1)
+        return self._of_tokens(self._read_out(self.norm(hidden))), use.result()
+
+    def advance(self, inputs: Tokens, cache: Cache, rows: Bool[Tensor, "B"] | None = None) -> tuple[Readout, Cache]:
+        """What a next-token model says of the token after its last input [B, 1, V], and the cache with all of them, in
+        the rows that are named (None: in all of them).
 
         inputs: as they are, not shifted; those of a text are `process.mask_id`, which begins it, and its tokens.
         """
-        use = Committing(cache=cache)
+        use = Committing(cache=cache, rows=rows)
+        hidden = self._of_inputs(inputs, use)[:, -1:]
+        return self._of_tokens(self._read_out(self.norm(hidden))), use.result(inputs.shape[1])
+
+    def _of_inputs(self, inputs: Tokens, use: CacheUse) -> Hidden:
         level = torch.zeros(len(inputs), 1, dtype=torch.float64, device=inputs.device)
-        hidden = self.denoiser(self.embed.look_up(inputs), Noisy(inputs, level, cache=use))
-        return self._of_tokens(self._read_out(self.norm(hidden[:, -1:]))), use.result(inputs.shape[1])
+        return self.denoiser(self.embed.look_up(inputs), Noisy(inputs, level, cache=use))
 
     def _take_in(self, tokens: Tokens, use: CacheUse) -> None:
         level = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)

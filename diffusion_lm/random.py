@@ -64,13 +64,17 @@ class Noise:
         """Uniform float64 in the open interval (0, 1): multiples of 2^-53 moved by half a step, rounded. [B, *shape]"""
         return self.stretch(stream, 0, prod(shape)).reshape(-1, *shape)
 
-    def stretch(self, stream: Stream, first: int, count: int) -> Float[Tensor, "B n"]:
+    def stretch(self, stream: Stream, first: int | Int[Tensor, "B"], count: int) -> Float[Tensor, "B n"]:
         """Numbers `first` to `first` + `count` of every row's `uniform`, without those before. [B, count]"""
-        pair, end = first // 2, first + count
-        pairs = self._words(stream, (end + 1) // 2 - pair, pair).unflatten(-1, (2, 2))
+        pair, skipped = first // 2, first % 2
+        most = skipped if isinstance(first, int) else 1
+        pairs = self._words(stream, (most + count + 1) // 2, pair).unflatten(-1, (2, 2))
         bits = (pairs[..., 0] >> 5) * 2**26 + (pairs[..., 1] >> 6)
         values = ((bits.to(torch.float64) + 0.5) * 2.0**-53).clamp(max=1 - 2.0**-53)  # the last one rounds to 1
-        return values.flatten(1)[:, first - 2 * pair : end - 2 * pair]
+        values = values.flatten(1)
+        if isinstance(first, int):
+            return values[:, skipped : skipped + count]
+        return values.gather(1, skipped.unsqueeze(1) + torch.arange(count, device=values.device))
 
     def normal(self, stream: Stream, *shape: int) -> Float[Tensor, "B *n"]:
         """Standard normal float64 by Box and Muller's transform. [B, *shape]"""
@@ -80,9 +84,10 @@ class Noise:
         values = torch.cat((radius * torch.cos(angle), radius * torch.sin(angle)), 1)
         return values[:, : prod(shape)].reshape(-1, *shape)
 
-    def _words(self, stream: Stream, count: int, first: int = 0) -> Int[Tensor, "B n 4"]:
+    def _words(self, stream: Stream, count: int, first: int | Int[Tensor, "B"] = 0) -> Int[Tensor, "B n 4"]:
         position = self.position.to(torch.int64)
-        index = torch.arange(first, first + count, device=position.device)
+        index = torch.arange(count, device=position.device)
+        index = index + (first if isinstance(first, int) else first.unsqueeze(1))
         shape = (len(position), count)
         use = torch.as_tensor(self.draw, device=position.device).reshape(-1, 1) + (int(stream) << 24)
         words = (index, (position & _LOW)[:, None], (position >> 32)[:, None], use)

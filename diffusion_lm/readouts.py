@@ -16,7 +16,7 @@ import torch
 
 from diffusion_lm.precision import wide
 from diffusion_lm.random import Noise, Stream, categorical
-from diffusion_lm.shapes import Float, Hidden, Logits, State, Tensor, Times, Tokens
+from diffusion_lm.shapes import Float, Hidden, Int, Logits, State, Tensor, Times, Tokens
 
 
 @runtime_checkable
@@ -73,8 +73,9 @@ class Prediction(Readout):
         with torch.autocast(table.device.type, enabled=False):
             return self.probabilities()[..., : len(table)] @ table
 
-    def draw(self, noise: Noise, first: int = 0) -> Tokens:
-        """From softmax(logits), with one float64 uniform for every position; `first`: the first one's place in the row.
+    def draw(self, noise: Noise, first: int | Int[Tensor, "B"] = 0) -> Tokens:
+        """From softmax(logits), with one float64 uniform for every position; `first`: the first one's place in the row,
+        or in each.
         """
         probabilities = torch.softmax(self.logits.to(torch.float64), -1)
         return categorical(probabilities, noise.stretch(Stream.TOKEN, first, probabilities.shape[1]))

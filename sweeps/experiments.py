@@ -30,6 +30,8 @@ class Experiments(Protocol):
 
     def to_dict(self, config: Any) -> dict[str, Any]: ...
 
+    def default_values(self, tree: Mapping[str, Any]) -> dict[str, Any]: ...
+
     def reported(self, config: Any) -> Sequence[str]: ...
 
     def kind(self, config: Any) -> Kind: ...
@@ -85,10 +87,13 @@ def save_references(folder: StudyFolder, references: Mapping[str, Any]) -> None:
 def refuse_changes(folder: StudyFolder, experiments: Experiments) -> None:
     """Raise `UserError` if an experiment file or a default changed since the study started.
 
-    Trials of one study must differ in what the study varies and in nothing else.
+    Trials of one study must differ in what the study varies and in nothing else. A key that did not exist then and has
+    its default now is no change.
     """
     then = json.loads(folder.references.read_text())
-    lines = differences(then, _plain(try_all(folder.config, experiments)))
+    now = try_all(folder.config, experiments)
+    defaults = {arm: _plain(experiments.default_values(tree)) for arm, tree in now.items()}
+    lines = differences(then, _without_new(now, then, defaults))
     if lines:
         raise UserError(f"study '{folder.config.name}': the experiment '{folder.config.experiment}' changed since the "
                         f"study started ({'; '.join(lines[:3])}); restore it, or start a study with another name")
@@ -100,6 +105,17 @@ def write_trial(config: StudyConfig, folder: Path, params: Mapping[str, Any], se
     loaded = experiments.load(config.experiment, design.overrides(config, params, seed))
     folder.mkdir(parents=True, exist_ok=True)
     experiments.save(loaded, folder / CONFIG)
+
+
+def _without_new(now: Mapping[str, Any], then: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """`now` without the keys that `then` does not have and that are as in `usual`."""
+    found = {}
+    for key, value in now.items():
+        if isinstance(value, Mapping) and isinstance(then.get(key), Mapping):
+            found[key] = _without_new(value, then[key], usual.get(key, {}))
+        elif key in then or key not in usual or value != usual[key]:
+            found[key] = value
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -142,11 +142,26 @@ def test_the_cache_draws_what_whole_sequences_draw(model, given):
     sampler = Sampler(SamplerConfig(), model.process)
     sample = sampler.write(model, noise, 14, prompt, given)
     assert torch.equal(sample.tokens, generate(sampler, model, noise, 14, prompt, given).tokens)
-    common = 7 if given is PROMPTS["of one length"] else 1 if given is PROMPTS["with holes"] else 0
-    assert sample.calls.tolist() == [14 - common] * 4
-    alone = None if given is None else (prompt[2:3], given[2:3])
-    row = sampler.write(model, Noise(6, torch.tensor([5])), 14, *(alone or ()))
-    assert torch.equal(row.tokens[0], sample.tokens[2])
+    known = {"of different lengths": [3, 0, 9, 14], "of one length": [7] * 4, "with holes": [1] * 4, "none": [0] * 4}
+    name = next(name for name, one in PROMPTS.items() if one is given)
+    assert sample.calls.tolist() == [14 - n for n in known[name]]  # the first says what follows the prompt
+    rows = []
+    for i in range(4):
+        alone = () if given is None else (prompt[i : i + 1], given[i : i + 1])
+        rows.append(sampler.write(model, Noise(6, noise.position[i : i + 1]), 14, *alone))
+        assert torch.equal(rows[i].tokens[0], sample.tokens[i])
+        assert int(rows[i].calls) == int(sample.calls[i])
+    assert sum(row.cache_bytes for row in rows) == sample.cache_bytes
+
+
+def test_a_prompt_is_one_call_and_a_token_another(model, monkeypatch):
+    """The network is called as often as the row that needs it most, for prompts of any lengths."""
+    seen, advance, read = [], model.advance, model.read
+    monkeypatch.setattr(model, "advance", lambda *given: seen.append("token") or advance(*given))
+    monkeypatch.setattr(model, "read", lambda *given: seen.append("prompts") or read(*given))
+    prompt, given = torch.ones(3, 12, dtype=torch.long), torch.arange(12) < torch.tensor([[11], [4], [7]])
+    sample = Sampler(SamplerConfig(), model.process).write(model, Noise(0, torch.arange(3)), 12, prompt, given)
+    assert sample.calls.tolist() == [1, 8, 5] and seen == ["prompts"] + ["token"] * 7
 
 
 def test_a_row_ends_where_it_draws_the_end_and_others_go_on(model):
@@ -161,7 +176,7 @@ def test_a_row_ends_where_it_draws_the_end_and_others_go_on(model):
         first = text.index(end, known) if end in text[known:] else 24
         assert sample.tokens[row].tolist() == text[:first] + [end] * (24 - first)
         assert int(sample.lengths[row]) == first
-        assert int(sample.calls[row]) == min(24, first + 1)
+        assert int(sample.calls[row]) == min(24, first + 1) - known
     assert len(set(sample.lengths.tolist())) > 1
 
 

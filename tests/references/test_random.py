@@ -204,3 +204,12 @@ def test_categorical_reaches_every_token_of_a_long_tail():
     wanted = torch.arange(1, 1001, 37)
     u = p[0] + (wanted.double() - 0.5) * 1e-10
     assert torch.equal(categorical(p.expand(len(u), -1), u), wanted)
+
+
+def test_stretches_at_places_of_the_rows_own():
+    """Numbers of `uniform`, from an even or odd place on, as many as are asked for."""
+    place = torch.arange(100) * 7 % 31
+    whole = noise().uniform(Stream.TOKEN, 40)
+    for count in (1, 2, 5):
+        found = noise().stretch(Stream.TOKEN, place, count)
+        assert found.tolist() == [row[i : i + count].tolist() for row, i in zip(whole, place.tolist(), strict=True)]

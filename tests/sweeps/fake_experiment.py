@@ -39,3 +39,7 @@ def kind(config):
 
 def to_dict(config):
     return dict(config)
+
+
+def default_values(tree):
+    return dict(DEFAULTS)

@@ -1,9 +1,11 @@
 """Planning: once, whatever happens, and never for a study that changed."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
 from sweeps import experiments as experiment_files
 from sweeps import planner, storage
@@ -59,6 +61,32 @@ def test_changed_experiment_is_refused_with_the_difference(write_study, folder_o
     monkeypatch.setitem(experiments.DEFAULTS, "width", 65)
     with pytest.raises(UserError, match=r"the experiment 'fake' changed since the study started \(a.width: 64 -> 65\)"):
         experiment_files.refuse_changes(folder, experiments)
+
+
+def test_a_key_that_is_new_and_at_its_default_is_no_change(write_study, folder_of, experiments, monkeypatch):
+    folder = folder_of(write_study(arms={"a": {"denoiser": "mamba"}}))
+    with monkeypatch.context() as before:
+        before.delitem(experiments.DEFAULTS, "pause")
+        planner.plan(folder, experiments)
+    experiment_files.refuse_changes(folder, experiments)
+    monkeypatch.setattr(experiments, "default_values", lambda tree: {**experiments.DEFAULTS, "pause": 1.0})
+    with pytest.raises(UserError, match=r"changed since the study started \(a.pause: None -> 0.0\)"):
+        experiment_files.refuse_changes(folder, experiments)
+
+
+def test_defaults_are_those_of_the_variants_that_an_experiment_names():
+    """Of a real experiment; a part that is chosen has no other default than what was chosen."""
+    from diffusion_lm.experiment import default_values, load, to_dict
+
+    tree = to_dict(load("quickstart", ["denoiser=mamba", "denoiser.mixer.inner.d_state=7", "training.steps=3"]))
+    usual = default_values(tree)
+    assert usual["denoiser"]["mixer"]["inner"]["d_state"] != 7 and usual["training"]["steps"] != 3
+    assert usual["denoiser"]["name"] == "transformer" and usual["process"] == tree["process"]
+    assert (usual["training"]["from_pretrained"], usual["block_size"]) == ("", 0)
+    older = copy.deepcopy(tree)
+    del older["training"]["from_pretrained"], older["block_size"], older["denoiser"]["mixer"]["inner"]["d_state"]
+    left = experiment_files._without_new(tree, older, usual)
+    assert differences(older, left) == ["denoiser.mixer.inner.d_state: None -> 7"]
 
 
 def test_refused_pairing_names_its_cell_and_leaves_nothing(write_study, folder_of, experiments):
