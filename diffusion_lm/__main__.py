@@ -79,7 +79,7 @@ def _generate(commands: Commands) -> list[argparse.ArgumentParser]:
     generate.add_argument(
         "--prompt", action="append", default=[], help="what texts begin with; several: --count texts of each"
     )
-    generate.add_argument("--block-size", type=int, metavar="B", help="tokens of a block (the run's own by default)")
+    generate.add_argument("--block-size", metavar="B", help="tokens of a block (the run's own by default)")
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--ema", type=float, metavar="DECAY", help=EMA)
     return [generate]
@@ -127,23 +127,26 @@ def _convert(commands: Commands) -> list[argparse.ArgumentParser]:
     return [convert]
 
 
+def _numbers(thing: argparse.ArgumentParser, *names: str) -> None:
+    """Options that are whole numbers; those that are not given are as the thing's config has them."""
+    for name in names:
+        thing.add_argument(f"--{name.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+
+
 def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
     benchmark = commands.add_parser("benchmark", help="speed and memory of a part, its variants side by side")
     things = benchmark.add_subparsers(dest="thing", required=True, metavar="THING")
     head = things.add_parser("head", help="a training step with the head on the scored rows, against all rows")
-    for size in ("layers", "d_model", "batch", "length", "vocabulary", "repeats", "threads"):
-        head.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    _numbers(head, "layers", "d_model", "batch", "length", "vocabulary", "repeats", "threads")
     denoiser = things.add_parser("denoiser", help="time per token by length, of denoisers with equally many parameters")
     denoiser.add_argument("--denoisers", nargs="+", default=argparse.SUPPRESS, metavar="NAME")
     denoiser.add_argument("--lengths", nargs="+", type=int, default=argparse.SUPPRESS, metavar="L")
-    for size in ("attention_limit", "layers", "d_model", "tokens", "repeats", "threads"):
-        denoiser.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    _numbers(denoiser, "attention_limit", "layers", "d_model", "tokens", "repeats", "threads")
     denoiser.add_argument("--mode", choices=("forward", "training"), default=argparse.SUPPRESS)
     denoiser.add_argument("--clock", choices=("wall", "processor"), default=argparse.SUPPRESS)
     denoiser.add_argument("--out", default="runs/benchmark/denoiser", metavar="DIR", help="default %(default)s")
     scan = things.add_parser("scan", help="the state-space scan against mamba-ssm's, and a layer both ways")
-    for size in ("batch", "length", "heads", "head_dim", "d_state", "n_groups", "chunk_size", "repeats", "threads"):
-        scan.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    _numbers(scan, "batch", "length", "heads", "head_dim", "d_state", "n_groups", "chunk_size", "repeats", "threads")
     scan.add_argument("--kernel", choices=("torch", "mamba_ssm"), default=argparse.SUPPRESS)
     scan.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
     generation = things.add_parser("generation", help="time per generated token by length: blocks, whole texts, tokens")
@@ -152,23 +155,19 @@ def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
         thing.add_argument("--denoisers", nargs="+", default=argparse.SUPPRESS, metavar="NAME")
     generation.add_argument("--autoregressive", nargs="*", default=argparse.SUPPRESS, metavar="NAME")
     generation.add_argument("--lengths", nargs="+", type=int, default=argparse.SUPPRESS, metavar="L")
-    for size in ("block_size", "steps", "full_limit", "whole_limit", "layers", "d_model", "vocabulary", "rows"):
-        generation.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
-    generation.add_argument("--full-repeats", type=int, default=argparse.SUPPRESS)
+    _numbers(generation, "block_size", "steps", "full_limit", "whole_limit", "full_repeats", "rows")
+    _numbers(generation, "layers", "d_model", "vocabulary")
     blocks.add_argument("--block-sizes", nargs="+", type=int, default=argparse.SUPPRESS, metavar="S")
-    for size in ("length", "batch", "layers", "d_model", "vocabulary"):
-        blocks.add_argument(f"--{size.replace('_', '-')}", type=int, default=argparse.SUPPRESS)
+    _numbers(blocks, "length", "batch", "layers", "d_model", "vocabulary")
     for name, thing in (("generation", generation), ("blocks", blocks)):
-        for size in ("repeats", "threads"):
-            thing.add_argument(f"--{size}", type=int, default=argparse.SUPPRESS)
+        _numbers(thing, "repeats", "threads")
         thing.add_argument("--clock", choices=("wall", "processor"), default=argparse.SUPPRESS)
         thing.add_argument("--out", default=f"runs/benchmark/{name}", metavar="DIR", help="default %(default)s")
     for thing in (head, denoiser, generation, blocks):
         thing.add_argument("--precision", choices=("float32", "bfloat16"), default=argparse.SUPPRESS)
         thing.add_argument("--device", choices=("cpu", "cuda"), default=argparse.SUPPRESS)
     data = things.add_parser("data", help="reading shards, beside webdataset")
-    for size in ("sequences", "length", "batch", "repeats"):
-        data.add_argument(f"--{size}", type=int, default=argparse.SUPPRESS)
+    _numbers(data, "sequences", "length", "batch", "repeats")
     data.add_argument("--clock", choices=("processor", "wall"), default=argparse.SUPPRESS)
     return [head, denoiser, scan, generation, blocks, data]
 

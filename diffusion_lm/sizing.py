@@ -36,6 +36,7 @@ MANY, HUGE = 10**8, 10**9
 MOST_LAYERS = 512
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 SOLVED = ("n_layers", "mlp_width")
+ADVICE = "a larger --match, another --d-model, or fewer blocks to a group"
 CARRIED = ("mlp", "mlp_bias", "norm", "conditioning")
 
 Measure = Callable[[Any], float]
@@ -112,8 +113,9 @@ def arm_of(name: str, own: Any) -> Any:
         ) from None
 
 
-def fitted(denoiser: Any, d_model: int, target: float, measure: Measure, unit: int) -> Any:
-    """`denoiser` with the depth and the MLP width that the rule gives. Raises `UserError` where none fits."""
+def fitted(denoiser: Any, d_model: int, target: float, measure: Measure, unit: int, advice: str = ADVICE) -> Any:
+    """`denoiser` with the depth and the MLP width that the rule gives. Raises `UserError` where none fits, with
+    `advice` of what to do then."""
     usual = denoiser.mlp_expansion * d_model
     if not usual:
         raise UserError(
@@ -134,8 +136,7 @@ def fitted(denoiser: Any, d_model: int, target: float, measure: Measure, unit: i
         smallest = measure(replace(denoiser, n_layers=period, mlp_width=unit))
         raise UserError(
             f"denoiser '{name_of(denoiser)}': at d_model {d_model} no MLP width (multiples of {unit}) comes within "
-            f"{TOLERANCE:.2%} of {target:,.0f}; its least is {smallest:,.0f} with {period} blocks; expected a larger "
-            "--match, another --d-model, or fewer blocks to a group"
+            f"{TOLERANCE:.2%} of {target:,.0f}; its least is {smallest:,.0f} with {period} blocks; expected {advice}"
         )
     return min(found, key=lambda config: abs(math.log(config.mlp_width / usual)))
 

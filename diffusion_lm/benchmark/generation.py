@@ -275,7 +275,9 @@ def table(found: dict[str, Any]) -> str:
         ),
         "",
         "At a length: of the last block, or as many tokens one by one, after a cache filled in one pass; "
-        f"{WHOLE}: steps x time per step over the length, of which {full} are timed.",
+        f"{WHOLE}: steps x time per step over the length, of which {full} are timed. They are "
+        f"{found['steps']} x L / {found['block_size']} steps over L tokens each, so that the time per token grows "
+        "with L by construction, whatever the mixer.",
         *_columns(times, found["arms"], "milliseconds_per_token", ".3f"),
     ]
     cached = [name for name in found["arms"] if sized[name]["cache_bytes"] is not None]

@@ -13,6 +13,7 @@ from diffusion_lm.model import DenoisingModel, ModelConfig
 from diffusion_lm.sizing import fitted
 
 MLP_UNIT = 8
+ADVICE = "more --layers, another --d-model, or a comparison without it (--denoisers, --autoregressive)"
 CAUSAL = {"attention": ("attention", {"causal": True}), "mamba": ("mamba2", {})}
 """The mixer of each family that sees the past alone, and its options."""
 
@@ -61,7 +62,7 @@ def matched(first: Any, others: Sequence[Any], d_model: int) -> list[Any]:
 
     for denoiser in (first, *others):
         check_width(denoiser, d_model)
-    return [fitted(other, d_model, parameters(first), parameters, MLP_UNIT) for other in others]
+    return [fitted(other, d_model, parameters(first), parameters, MLP_UNIT, ADVICE) for other in others]
 
 
 def check_width(denoiser: Any, d_model: int) -> None:

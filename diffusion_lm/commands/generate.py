@@ -13,6 +13,8 @@ from diffusion_lm.kind import EXACT, cache_caution
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the texts; exit status 0. What is said of the cache goes to standard error."""
+    if arguments.block_size is not None:
+        arguments.block_size = _number(arguments.block_size)
     for name in ("count", "length", "block_size"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"{name}: got {getattr(arguments, name)}, expected at least 1")
@@ -32,8 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompts=arguments.prompt,
         block_size=arguments.block_size,
     )
-    if drawn.cache_bytes:
-        print(_costs(drawn), file=sys.stderr)
+    print(_costs(drawn), file=sys.stderr)
     facts = {"run": arguments.run, "step": loaded.step, "seed": arguments.seed, "texts": drawn.texts}
     costs = {
         "tokens": drawn.tokens,
@@ -44,6 +45,16 @@ def run(arguments: argparse.Namespace) -> int:
     }
     print(json.dumps({**facts, **costs}) if arguments.json else "\n---\n".join(drawn.texts))
     return 0
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"block_size: got '{text}', expected the tokens of a block (a whole number, like 16); leave it out for the "
+            "run's own"
+        ) from None
 
 
 def _check_block_size(run: LoadedRun, size: int) -> None:
@@ -63,9 +74,10 @@ def _check_block_size(run: LoadedRun, size: int) -> None:
 
 
 def _costs(drawn: Drawn) -> str:
+    cache = f"cache: {drawn.cache_bytes:,} bytes at the end, " if drawn.cache_bytes else "no cache: "
     return (
-        f"cache: {drawn.cache_bytes:,} bytes at the end, {len(drawn.texts)} texts; {sum(drawn.tokens):,} tokens in "
-        f"{sum(drawn.calls):,} calls of the network, {_tokens_per_call(drawn):.2f} per call"
+        f"{cache}{len(drawn.texts)} texts; {sum(drawn.tokens):,} tokens in {sum(drawn.calls):,} calls of the network, "
+        f"{_tokens_per_call(drawn):.2f} per call"
     )
 
 

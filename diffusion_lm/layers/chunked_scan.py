@@ -89,14 +89,21 @@ def backward(
                     dlocal[:, here] += dstarts[rows, blocks]
                 dstate = _passed_back(*taken, own, states, dlocal, dstate, found, plan) if passed else dlocal[:, 0]
             dlog[rows, some], dsteps[rows, some] = found[1], (found[0] * taken[0]).sum(-1)
-            found = (found[0].mul_(_as(taken[0], taken[1])), None, *(v.transpose(2, 3) for v in found[2:]))
-            for number in (0, 2, 3):
-                parts.put(grads[number], found[number], rows, some)
+            _put_back(parts, grads, found, _as(taken[0], taken[1]), rows, some)
         dinitial.append(dstate)
     da = summed_back(dlog, plan)
     parts.put(grads[1], dsteps.addcmul_(da, A), slice(None), slice(None))
     dx, ddt, dB, dC = (_unlaid(v, shape) for v, shape in zip(grads, shapes, strict=True))
     return dx, ddt, (da * steps).sum((0, 1, 2)), dB, dC, torch.cat(dinitial) if initial else None
+
+
+def _put_back(
+    parts: Parts, grads: list[Tensor], found: tuple[Tensor, ...], step: Tensor, rows: slice, some: slice
+) -> None:
+    """Gradients of x, B and C of those chunks where they belong; that of dt x, times dt, is that of x."""
+    parts.put(grads[0], found[0].mul_(step), rows, some)
+    for number in (2, 3):
+        parts.put(grads[number], found[number].transpose(2, 3), rows, some)
 
 
 def starts(before: Tensor, x: Tensor, plan: Plan, every: int) -> Float[Tensor, "B n G N RP"]:

@@ -101,6 +101,7 @@ def test_the_command_writes_where_it_is_told(place):
         (["--block-sizes", "0"], "benchmark blocks: block_sizes: got 0, expected at least 1"),
         (["--batch", "0"], "benchmark blocks: batch: got 0, expected at least 1"),
         (["--denoisers", "dimba"], "benchmark blocks: denoisers: got dimba, which tells every block of the whole"),
+        (["--d-model", "64", "--layers", "2"], " with 6 blocks; expected more --layers, another --d-model, or a "),
         (["--d-model", "100"], "benchmark: d_model: got 100: 'transformer' refuses: head_dim: got 64"),
     ],
 )

@@ -233,6 +233,8 @@ def test_the_command_writes_where_it_is_told(place):
         (["--full-limit", "100"], "full_limit: got 100, which leaves the whole-text arms none of the lengths 256, 512"),
         (["--d-model", "100"], "benchmark: d_model: got 100: 'transformer' refuses: head_dim: got 64"),
         (["--denoisers", "hybrid", "--layers", "3"], "benchmark: layers: got 3: 'hybrid' refuses: pattern: 'MMMMMA'"),
+        (["--d-model", "64", "--layers", "3"], "'hybrid': at d_model 64 no MLP width (multiples of 8) comes within"),
+        (["--d-model", "64", "--layers", "3"], " with 6 blocks; expected more --layers, another --d-model, or a "),
         (["--precision", "float16"], "argument --precision: invalid choice: 'float16'"),
     ],
 )

@@ -237,6 +237,14 @@ def test_generate_says_what_it_cost(shared, blocks):
     assert " bytes at the end, 4 texts; " in done.err and "calls of the network" in done.err
 
 
+def test_calls_are_said_where_there_is_no_cache(shared, blocks):
+    """One block of all, which nothing follows, and a model of whole texts."""
+    for run, typed in ((blocks, ["--block-size", 64]), ("run", [])):
+        done = shared.command("generate", run, "--length", 20, "num_steps=3", *typed)
+        assert done.code == 0 and "no cache: 1 texts; 20 tokens in " in done.err.splitlines()[-1]
+        assert done.err.rstrip().endswith("per call") and "calls of the network" in done.err
+
+
 def test_generate_in_other_blocks(shared, blocks):
     done = shared.command("generate", blocks, "--block-size", 4)
     assert done.code == 0 and done.err.startswith("block_size: 4, the run was trained with 8\ncache: ")
@@ -255,7 +263,7 @@ def test_training_and_evaluation_draw_in_blocks_too(shared, blocks):
 def test_bad_input_in_one_line(shared, blocks, tokens):
     for run, argv, text in (
         (blocks, ["--block-size", "0"], "block_size: got 0, expected at least 1"),
-        (blocks, ["--block-size", "x"], "argument --block-size: invalid int value: 'x'"),
+        (blocks, ["--block-size", "x"], "block_size: got 'x', expected the tokens of a block (a whole number, "),
         (blocks, ["--length", "0"], "length: got 0, expected at least 1"),
         (blocks, ["--length", "4", "--prompt", "abcd"], "prompt: 4 tokens leave no room in 4"),
         (blocks, ["guidance=2", "--prompt", "a"], "but sampler.guidance has no meaning in blocks yet; set it to 0"),
@@ -268,4 +276,4 @@ def test_bad_input_in_one_line(shared, blocks, tokens):
 def test_autoregressive_runs_say_it_as_well(shared, tokens):
     found = shared.json("generate", tokens, "--count", 2, "--length", 40)
     assert found["calls"] == [min(40, n + 1) for n in found["tokens"]]
-    assert found["cache_bytes"] == 2 * max(found["calls"]) * 2 * 32 * 4  # ended rows go on with the others
+    assert found["cache_bytes"] == sum(found["calls"]) * 2 * 32 * 4  # an ended row takes nothing more in
