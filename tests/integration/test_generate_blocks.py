@@ -241,7 +241,7 @@ def test_calls_are_said_where_there_is_no_cache(shared, blocks):
     """One block of all, which nothing follows, and a model of whole texts."""
     for run, typed in ((blocks, ["--block-size", 64]), ("run", [])):
         done = shared.command("generate", run, "--length", 20, "num_steps=3", *typed)
-        assert done.code == 0 and "no cache: 1 texts; 20 tokens in " in done.err.splitlines()[-1]
+        assert done.code == 0 and "no cache: 1 texts; " in done.err.splitlines()[-1]
         assert done.err.rstrip().endswith("per call") and "calls of the network" in done.err
 
 
