@@ -5,13 +5,13 @@ Test files cannot import one another (``--import-mode=importlib``), so the tools
 
 import itertools
 import math
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from diffusion_lm.config import build, config_class, part_class
+from diffusion_lm.config import build, config_class, part_class, variants
 from diffusion_lm.model import DenoisingModel, ModelConfig
 from diffusion_lm.noisy import Noisy
 from diffusion_lm.objectives.base import TrainingNoise
@@ -197,6 +197,58 @@ def objective_of(name: str, process, *, prompt: float = 0.0, global_batch: int =
 def rows_noise(rows: int, seed: int = 0, start: int = 0) -> Noise:
     """The noise of that many rows."""
     return Noise(seed, torch.arange(start, start + rows))
+
+
+FEW_CHANNELS = {"head_dim": 8, "d_state": 4, "chunk_size": 16}
+
+
+def small_mixer(cls, **options):
+    """A mixer's config of few channels."""
+    return cls(**{name: size for name, size in FEW_CHANNELS.items() if name in cls.__dataclass_fields__} | options)
+
+
+def mixer_cases() -> list[tuple[str, object, bool]]:
+    """(name, config, whether every day) of every mixer in the folder: as it is, with each switch turned, with each
+    choice of words alone and (not every day) with every other, and with groups of heads."""
+    found = []
+    for name in variants("mixers"):
+        cls = config_class("mixers", name)
+        names = cls.__dataclass_fields__
+        inner = {"inner": small_mixer(config_class("mixers", "mamba2"))} if "inner" in names else {}
+        options = [((f.name,), {f.name: not f.default}) for f in fields(cls) if isinstance(f.default, bool)]
+        options += [((key,), {key: n}) for key, n in (("n_kv_heads", 1), ("n_groups", 2)) if key in names]
+        words = {f.name: f.metadata["choices"] for f in fields(cls) if "choices" in f.metadata}
+        options += [(chosen, dict(zip(words, chosen))) for chosen in itertools.product(*words.values())]
+        if inner:
+            causal = small_mixer(config_class("mixers", "attention"), causal=True)
+            biases = small_mixer(config_class("mixers", "mamba2"), bias=True)
+            options.append((("attention",), {"inner": causal}))
+            options.append((("biases",), {"inner": biases, "sharing": "everything"}))
+        for label, values in options:
+            turned = sum(names[key].default not in (value, MISSING) for key, value in values.items())
+            found.append(("-".join((name, *label)), small_mixer(cls, **(inner | values)), turned < 2))
+    return found
+
+
+def mixers_with(*, exact: bool) -> list:
+    """Parameters of a fixture: those whose cache is exact, or is not."""
+    return [
+        pytest.param(config, id=name, marks=[] if everyday else [pytest.mark.slow])
+        for name, config, everyday in mixer_cases()
+        if config.exact_cache == exact
+    ]
+
+
+@pytest.fixture(params=mixers_with(exact=True))
+def exact_mixer(request):
+    """The config of every mixer in the folder that says that its cache is exact."""
+    return request.param
+
+
+@pytest.fixture(params=mixers_with(exact=False))
+def inexact_mixer(request):
+    """And of every one that says that it is not."""
+    return request.param
 
 
 @pytest.fixture(scope="session")
