@@ -37,7 +37,7 @@ IN_BLOCKS = "the answers of a block hidden at once, the rest of it and all block
 class Recall:
     """Of every sequence, float64 on the host: the share of answers that were named, and -ln p of an answer.
 
-    of_text: the answers' part of -ln p(x), nats per token of the text; None where that is no sum over positions.
+    of_text: the answers' part of -ln p(x), nats per token of the text; None where what is reported is a bound.
     """
 
     right: Rows
