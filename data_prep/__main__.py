@@ -1,13 +1,14 @@
 """Text into shards: `python -m data_prep COMMAND`. Imports no torch."""
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
 
 from data_prep import reading_commands, writing_commands
-from diffusion_lm.errors import Parser, run_command
+from diffusion_lm.errors import Parser, RunError, run_command
 
 
 def shard(options: argparse.Namespace) -> None:
@@ -71,9 +72,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Parse and run; see `run_command` for errors."""
+    """Parse and run; see `run_command` for errors. What the operating system refuses, like room, is a `RunError`."""
     options = parser().parse_args(argv)
-    options.run(options)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads this has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise RunError(
+            f"{where}{error.strerror or error}; what is whole under its own name stays: see to that, then run the same "
+            "command again"
+        ) from None
     return 0
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,18 @@ from data_prep.shards import write_shards
 from data_prep.sources import Source, open_source
 from data_prep.splits import SPLIT_RULE, ByHash
 from data_prep.spool import PACKING, Spool, pack
-from diffusion_lm.data.info import DatasetInfo
+from diffusion_lm.data.info import DatasetInfo, tokenize_command
 from diffusion_lm.data.manifest import (
     DATASET_FILE,
     INCOMPLETE_FILE,
     MANIFEST_FILE,
+    PLAN_FILE,
     ROWS_PER_RECORD,
     SPLITS,
 )
 from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer, stored_name
 from diffusion_lm.errors import UserError
 
-PLAN_FILE = "parts/plan.json"  # of `tokenize`
 LEFTOVERS = ["train-*.tar", "val-*.tar", "*.tar.crc32", MANIFEST_FILE, ".*.tmp"]  # of a process that was killed
 
 
@@ -57,6 +58,7 @@ def shard(settings: Settings) -> tuple[DatasetInfo, list[str]]:
     tokenizer = load_tokenizer(settings.tokenizer)
     source = open_source(settings.source)
     check_place(settings.out, source.name)
+    check_no_parts(settings.out)
     if info := _existing(settings, source):
         return info, [f"{settings.out} already holds this dataset; nothing written"]
     with Spool(nearest_folder(settings.out), tokenizer, ByHash(settings.val_fraction)) as spool:
@@ -88,6 +90,15 @@ def check_place(out: Path, source: str) -> None:
         raise UserError(f"--out {out}: holds other files and no dataset; give a new or empty folder")
 
 
+def check_no_parts(out: Path) -> None:
+    """Raise `UserError` where `out` has what `tokenize` made: this command would remove it."""
+    if (out / PLAN_FILE).exists():
+        raise UserError(
+            f"--out {out}: holds parts that tokenize made; nothing written: give another --out, or go on with them: "
+            f"{tokenize_command(out)}"
+        )
+
+
 def _existing(settings: Settings, source: Source) -> DatasetInfo | None:
     if not (settings.out / DATASET_FILE).exists():
         return None
@@ -109,10 +120,22 @@ def _existing(settings: Settings, source: Source) -> DatasetInfo | None:
 
 def nearest_folder(path: Path) -> Path:
     """The first of `path` and its parents that exists: on the disk of the shards, with nothing created."""
-    folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--out {path}: {folder} is not writable")
+    folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
+    if not folder.is_dir():
+        raise UserError(f"--out {path}: cannot be made (Not a directory): {folder} is a file; give another place")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"--out {path}: {folder} is not writable ({error.strerror}); give another place") from None
     return folder
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder `out`, or raise `UserError`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made ({error.strerror}); give another place") from None
 
 
 def _check_enough(settings: Settings, spool: Spool, notes: list[str]) -> None:
@@ -132,16 +155,14 @@ def _check_enough(settings: Settings, spool: Spool, notes: list[str]) -> None:
 @contextlib.contextmanager
 def being_written(out: Path) -> Iterator[None]:
     """Hold the folder for this process, with what an earlier one left removed; a mark says that it is not whole."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({error.strerror})") from None
+    make_folder(out)
     mark = out / INCOMPLETE_FILE
     with mark.open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"--out {out}: another process is writing to it; wait for that one") from None
+        check_no_parts(out)  # `tokenize` may have begun since
         if not (out / DATASET_FILE).exists():
             for pattern in LEFTOVERS:
                 for path in out.glob(pattern):

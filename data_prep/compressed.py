@@ -1,5 +1,6 @@
 """Files as binary streams of lines, plain or compressed with Zstandard."""
 
+import gzip
 import io
 from pathlib import Path
 from typing import BinaryIO
@@ -12,8 +13,17 @@ def open_plain(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
+def open_gzip(path: Path) -> BinaryIO:
+    """The decompressed content. Raises `EOFError` for an empty file: even no text has a header."""
+    if not path.stat().st_size:
+        raise EOFError("the file is empty")
+    return gzip.open(path)
+
+
 def open_zstd(path: Path) -> BinaryIO:
     """The decompressed content. Raises `EOFError` when read to the end of a cut file, `ZstdError` in a damaged one."""
+    if not path.stat().st_size:
+        raise EOFError("the file is empty")
     return io.BufferedReader(_WholeFrames(path))
 
 

@@ -1,6 +1,10 @@
 """`python -m data_prep merge`: the parts of a large text become one dataset, when all of them are there."""
 
+import fcntl
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +16,20 @@ from data_prep.splits import HOLDOUT, NORMALISED_RULE
 from data_prep.spool import PACKING
 from diffusion_lm.data.info import DatasetInfo, SplitInfo
 from diffusion_lm.data.manifest import INCOMPLETE_FILE, SPLITS
-from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer
+from diffusion_lm.data.tokenizers.base import FILE_NAME, Tokenizer, load_tokenizer
 from diffusion_lm.errors import UserError
 
 PARTS_RULE = f"{PACKING}; in each part on its own"
 
 
-def merge(out: Path, tokenizer_name: str) -> DatasetInfo:
+def merge(out: Path, tokenizer_name: str | None = None) -> DatasetInfo:
     """Write `manifest.jsonl` and `dataset.json` of the parts in `out`. May be repeated, and done by several at once:
     the result is the same. Raises `UserError` where a part is missing, or there is no window of text."""
-    plan, tokenizer = load_plan(out), load_tokenizer(tokenizer_name)
+    plan = load_plan(out)
+    tokenizer_name = tokenizer_name or plan.facts["tokenizer"]
+    if tokenizer_name == FILE_NAME and not Path(tokenizer_name).is_file():
+        raise UserError(f"{out}: its parts were made with a {FILE_NAME}; give --tokenizer PATH/{FILE_NAME}")
+    tokenizer = load_tokenizer(tokenizer_name)
     if tokenizer.fingerprint != plan.facts["tokenizer_fingerprint"]:
         raise UserError(f"--tokenizer {tokenizer_name}: not the one of the parts in {out}, {plan.facts['tokenizer']}")
     records = [read_part(plan, part) for part in plan.parts]
@@ -33,10 +41,28 @@ def merge(out: Path, tokenizer_name: str) -> DatasetInfo:
     splits = _sum_splits(plan, records)
     _check_enough(plan, records, splits)
     _write(plan, records, splits, tokenizer)
-    left = [path for name in splits for path in out.glob(f".{name}-*.tmp")]  # by processes that were killed
-    for path in [*left, *plan.folder.glob(".part-*.tmp"), out / INCOMPLETE_FILE]:
-        path.unlink(missing_ok=True)
+    with held(plan.folder, alone=True) as alone:
+        if alone:  # what is being written by another process is not left over
+            left = [path for name in splits for path in out.glob(f".{name}-*.tmp")]
+            for path in [*left, *plan.folder.glob(".part-*.tmp")]:
+                path.unlink(missing_ok=True)
+    (out / INCOMPLETE_FILE).unlink(missing_ok=True)
     return DatasetInfo.load(out)
+
+
+@contextmanager
+def held(folder: Path, *, alone: bool = False) -> Iterator[bool]:
+    """Hold `folder` beside others that write to it, or `alone`: whether that was to be had, at once."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        got = True
+    except OSError:  # held by others, or a file system that cannot lock
+        got = False
+    try:
+        yield got
+    finally:
+        os.close(handle)
 
 
 def notes_of(records: list[PartRecord]) -> dict[str, int]:
@@ -55,7 +81,7 @@ def _sum_splits(plan: Plan, records: list[PartRecord]) -> dict[str, SplitInfo]:
 
 
 def _check_enough(plan: Plan, records: list[PartRecord], splits: dict[str, SplitInfo]) -> None:
-    said = "".join(f"; {count} {what}" for what, count in notes_of(records).items())
+    said = "".join(f"; {count} {what}" for what, count in {**plan.notes, **notes_of(records)}.items())
     if not sum(split.documents for split in splits.values()):
         raise UserError(f"--source {' '.join(plan.facts['sources'])}: no text in it{said}")
     for name, split in splits.items():
@@ -81,7 +107,7 @@ def _write(plan: Plan, records: list[PartRecord], splits: dict[str, SplitInfo], 
         token_counts=counts,
         source=" + ".join(plan.facts["sources"]),
         sources=plan.facts["sources"],
-        source_facts={**facts, **notes_of(records), "plan": plan.id},
+        source_facts={**facts, **plan.notes, **notes_of(records), "plan": plan.id},
         packing=PARTS_RULE,
         split_rule=NORMALISED_RULE,
         duplicate_documents=sum(record.duplicates for record in records),

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import aiohttp
 import fsspec
 
 from data_prep.text_files import REPLACED, reader_of
@@ -28,8 +27,9 @@ GLOBAL_SHARDS, LOCAL_SHARDS = range(1, 11), range(10)
 HUB = "https://huggingface.co"
 HUB_DATASET = "mlfoundations/dclm-baseline-1.0"
 COMMON_CRAWL = "https://data.commoncrawl.org/contrib/datacomp/DCLM-baseline"
-NO_ANSWER = (OSError, ValueError, TimeoutError, ImportError, aiohttp.ClientError)
-"""What is raised for a server that cannot be reached or says no, and for a scheme whose package is missing."""
+NO_ANSWER = Exception
+"""What is raised for a server that cannot be reached or says no, and for a scheme whose package is missing: every
+protocol's package has its own errors (aiohttp's, httpx's, botocore's), which share no other class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +170,8 @@ def failures(what: str) -> Iterator[None]:
     """A server that cannot be reached, or says no, in one line that begins with `what`."""
     try:
         yield
+    except (UserError, RunError):
+        raise
     except NO_ANSWER as error:
         raise RunError(f"{what}: {type(error).__name__} {error}; check the address and the network") from None
 

@@ -3,20 +3,23 @@
 A part is a group of input files that one process turns into shards of its own, whole or not at all. Parts follow from
 the sources' file names alone, so processes and array tasks need no coordination, and which of them does a part, and
 when, changes no byte. The plan lies in the dataset's folder as `parts/plan.json`; a command that asks for something
-else is refused there.
+else is refused there. Input files that were repaired or removed since touch their own parts alone.
 """
 
 import fnmatch
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from data_prep.build import PLAN_FILE, check_place
+from data_prep.build import check_place, make_folder
 from data_prep.splits import HOLDOUT
 from data_prep.text_files import TextFiles
-from diffusion_lm.data.manifest import INCOMPLETE_FILE, SPLITS
+from diffusion_lm.data.manifest import DATASET_FILE, INCOMPLETE_FILE, PLAN_FILE, SPLITS
 from diffusion_lm.data.tokenizers.base import Tokenizer
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_text
@@ -72,43 +75,77 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """`facts` are what the shards depend on, beside the text itself."""
+    """`facts` are what the shards depend on, beside the text itself; `notes`: what is not read of the sources."""
 
     out: Path
     facts: dict
     parts: list[Part]
+    notes: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def id(self) -> str:
-        """Stands for all of the plan but its place."""
-        return hashlib.sha256(self._text().encode()).hexdigest()[:16]
+        """Stands for all of the plan but its place and notes."""
+        return _short_hash({"facts": self.facts, "parts": [asdict(part) for part in self.parts]})
+
+    def part_id(self, part: Part) -> str:
+        """Stands for all that the shards of `part` depend on."""
+        return _short_hash({"facts": self.facts, "part": asdict(part)})
 
     @property
     def folder(self) -> Path:
         """Where the parts' own files lie."""
         return self.out / PARTS_FOLDER
 
-    def keep(self) -> None:
-        """Write the plan, or check that the one that is there is the same. Raises `UserError` where it is not."""
-        path = self.out / PLAN_FILE
-        if not path.exists():
-            self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / INCOMPLETE_FILE).touch()  # first, so that another task never finds files and no mark
-            write_text(path, self._text())
-            return
-        other = load_plan(self.out)
-        names = [name for name in self.facts if other.facts.get(name) != self.facts[name]]
-        differences = [f"{name}={other.facts.get(name)} (asked: {self.facts[name]})" for name in names]
-        if other.parts != self.parts and not differences:
-            differences = [f"{_content(other.parts)} (now: {_content(self.parts)})"]
-        if differences:
-            raise UserError(
-                f"{self.out}: holds parts made with {', '.join(differences)}; nothing written: give another --out, or "
-                "remove that folder first"
-            )
+    def keep(self, say: Callable[[str], None]) -> "Plan":
+        """Write the plan, or go on with the one that is there: returns the one that counts.
 
-    def _text(self) -> str:
-        return json.dumps({"facts": self.facts, "parts": [asdict(part) for part in self.parts]}, indent=1) + "\n"
+        Where files were repaired or removed since, the parts that had them change, under their old numbers. Raises
+        `UserError` where the plan that is there is of something else, or there are new files.
+        """
+        if not (self.out / PLAN_FILE).exists():
+            make_folder(self.out)
+            (self.out / INCOMPLETE_FILE).touch()  # first, so that another task never finds files and no mark
+            self._write()
+            return self
+        other = load_plan(self.out)
+        plan = other.with_files_of(self)
+        if changed := [part.name for part, was in zip(plan.parts, other.parts) if part != was]:
+            say(f"input files changed since: {len(changed)} parts are made again, the first is {changed[0]}")
+        if (changed or plan.notes != other.notes) and not (self.out / DATASET_FILE).exists():
+            plan._write()
+        return plan
+
+    def check_same(self) -> None:
+        """Raise `UserError` where a dataset of this plan's folder was made of something else."""
+        other = load_plan(self.out)
+        if other.with_files_of(self).parts != other.parts:
+            raise self._other(f"{_content(other.parts)} (now: {_content(self.parts)})")
+
+    def with_files_of(self, now: "Plan") -> "Plan":
+        """This plan with the files as `now` found them: their sizes, and those that are gone left out."""
+        names = [name for name in now.facts if self.facts.get(name) != now.facts[name]]
+        if names:
+            raise self._other(", ".join(f"{name}={self.facts.get(name)} (asked: {now.facts[name]})" for name in names))
+        sizes = {file[:2]: file[2] for part in now.parts for file in part.files}
+        parts = [
+            replace(part, files=[(*file[:2], sizes.pop(file[:2])) for file in part.files if file[:2] in sizes])
+            for part in self.parts
+        ]
+        if sizes:
+            raise self._other(
+                f"{_content(self.parts)} (now also {len(sizes)} others, the first is {next(iter(sizes))[1]})"
+            )
+        return replace(self, parts=parts, notes=now.notes)
+
+    def _other(self, differences: str) -> UserError:
+        return UserError(
+            f"{self.out}: holds parts made with {differences}; nothing written: give another --out, or remove that "
+            "folder first"
+        )
+
+    def _write(self) -> None:
+        content = {"facts": self.facts, "parts": [asdict(part) for part in self.parts], "notes": self.notes}
+        write_text(self.out / PLAN_FILE, json.dumps(content, indent=1) + "\n")
 
 
 def make_plan(settings: TokenizeSettings, tokenizer: Tokenizer) -> Plan:
@@ -117,15 +154,8 @@ def make_plan(settings: TokenizeSettings, tokenizer: Tokenizer) -> Plan:
     sources = [TextFiles(Path(source)) for source in settings.sources if _exists(source)]
     for source in sources:
         check_place(settings.out, source.name)
-    files = [
-        (
-            source.name,
-            path.relative_to(source.path).as_posix() if path != source.path else path.name,
-            path.stat().st_size,
-        )
-        for source in sources
-        for path in source.files
-    ]
+    _check_no_shards(settings.out)
+    files, notes = _files(sources)
     held = {file for pattern in settings.hold_out for file in _matching(files, pattern)}
     kinds = {"": [file for file in files if file not in held], HOLDOUT: [file for file in files if file in held]}
     if not kinds[""]:
@@ -146,7 +176,7 @@ def make_plan(settings: TokenizeSettings, tokenizer: Tokenizer) -> Plan:
         "records_per_shard": settings.records_per_shard,
         "files_per_part": settings.files_per_part,
     }
-    return Plan(settings.out, facts, parts)
+    return Plan(settings.out, facts, parts, notes)
 
 
 def load_plan(out: Path) -> Plan:
@@ -157,11 +187,37 @@ def load_plan(out: Path) -> Plan:
         parts = [
             Part(part["number"], part["split"], [tuple(file) for file in part["files"]]) for part in content["parts"]
         ]
-        return Plan(out, content["facts"], parts)
+        return Plan(out, content["facts"], parts, content.get("notes", {}))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; make parts first: python -m data_prep tokenize") from None
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a plan ({error!r}); remove {out} and tokenize again") from None
+
+
+def _check_no_shards(out: Path) -> None:
+    """A folder that another command has begun stays that command's."""
+    if not (out / PLAN_FILE).exists() and not (out / DATASET_FILE).exists() and any(out.glob("*.tar")):
+        raise UserError(f"--out {out}: holds shards that another command has begun; give another, or remove it first")
+
+
+def _files(sources: list[TextFiles]) -> tuple[list[tuple[str, str, int]], dict[str, int]]:
+    """Source, path and bytes of every file, each once however it is named, and what is left out."""
+    notes: Counter[str] = Counter()
+    found: dict[str, tuple[str, str, int]] = {}
+    for source in sources:
+        notes.update(source.notes)
+        for path in source.files:
+            name = path.relative_to(source.path).as_posix() if path != source.path else path.name
+            place = os.path.realpath(path)
+            if place in found:
+                notes["files named again by a source or a link, read once"] += 1
+            else:
+                found[place] = (source.name, name, path.stat().st_size)
+    return list(found.values()), dict(sorted(notes.items()))
+
+
+def _short_hash(value: dict) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _exists(source: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.build import being_written, check_place, nearest_folder
+from data_prep.build import being_written, check_no_parts, check_place, nearest_folder
 from data_prep.finish import dtype_of, write_dataset
 from data_prep.sequences import SequenceSource
 from data_prep.shards import write_shards
@@ -25,13 +25,23 @@ SPLIT_RULE = "drawn apart: blocks of 64 rows from (seed, split, block)"
 def synth(
     kind: str, source: SequenceSource, out: Path, *, seed: int, sequences: dict[str, int], records_per_shard: int = 1024
 ) -> DatasetInfo:
-    """Write `sequences[split]` rows of each split. Raises `UserError` for bad numbers, or a place that is taken."""
+    """Write `sequences[split]` rows of each split, unless they are there. Raises `UserError` for bad numbers, or a
+    place that is taken."""
     for split, count in sequences.items():
         if count < 1:
             raise UserError(f"--{split} {count}: must be 1 or more sequences")
     check_place(out, f"synth:{kind}")
+    check_no_parts(out)
+    facts = {**source.facts(), "seed": seed}
+    splits = {split: _info(sequences[split], source.length) for split in SPLITS}
     if (out / DATASET_FILE).exists():
-        raise UserError(f"--out {out}: holds a dataset already; nothing written: give another, or remove that folder")
+        info = DatasetInfo.load(out)
+        asked = (f"synth:{kind}", facts, splits, source.length, records_per_shard)
+        if asked != (info.source, info.source_facts, info.splits, info.length, info.records_per_shard):
+            raise UserError(
+                f"--out {out}: holds another dataset already; nothing written: give another, or remove that folder"
+            )
+        return info
     nearest_folder(out)
     tokenizer = Symbols(f"ids:{source.symbols + 1}")
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
@@ -45,10 +55,10 @@ def synth(
             out,
             shards,
             tokenizer=tokenizer,
-            splits={split: _info(sequences[split], source.length) for split in SPLITS},
+            splits=splits,
             token_counts=counts,
             source=f"synth:{kind}",
-            source_facts={**source.facts(), "seed": seed},
+            source_facts=facts,
             length=source.length,
             packing=PACKING,
             split_rule=SPLIT_RULE,

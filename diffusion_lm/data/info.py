@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from diffusion_lm.config import choice
 from diffusion_lm.data.fetch import is_remote
 from diffusion_lm.data.files import cache_root, cached_facts
-from diffusion_lm.data.manifest import DATASET_FILE, INCOMPLETE_FILE, MANIFEST_FILE, VERSION
-from diffusion_lm.data.tokenizers.base import load_tokenizer, stored_name
+from diffusion_lm.data.manifest import DATASET_FILE, INCOMPLETE_FILE, MANIFEST_FILE, PLAN_FILE, VERSION, facts_hash
+from diffusion_lm.data.tokenizers.base import FILE_NAME, load_tokenizer, stored_name
 from diffusion_lm.errors import UserError
 
 MARKED = "each followed by eot_id"
@@ -25,7 +26,7 @@ class TokenDataConfig:
     path: str = "shards/python_docs"  # a folder made by `python -m data_prep shard`, or its URL
     sources: dict[str, float] = field(default_factory=dict)  # several folders with their weights, in the place of path
     length: int = 128  # tokens per sequence; the shards' own
-    tokenizer: str = "bytes"  # the shards' own
+    tokenizer: str = "bytes"  # the shards' own; of a file that is gone, the copy beside the shards is taken
     num_workers: int = 0  # reading processes per device; the order of the data does not depend on it
     val_sequences: int = 256  # validation sequences used at most, spread evenly over the split; 0 = all
     isolate_documents: bool = False  # positions of different documents in a window do not see each other
@@ -43,6 +44,9 @@ class TokenDataConfig:
         for path, weight in self.sources.items():
             if not 0 < weight < float("inf"):
                 raise ValueError(f"sources: got weight {weight} for {path}, expected more than 0; leave the source out")
+        if self.tokenizer.endswith(".json") and not Path(self.tokenizer).is_file():
+            copies = [Path(place) / FILE_NAME for place in self.places() if not is_remote(place)]
+            self.tokenizer = next((str(copy) for copy in copies if copy.is_file()), self.tokenizer)
 
     def unused(self, experiment: Any) -> dict[str, str]:
         """Keys without effect."""
@@ -103,6 +107,8 @@ class DatasetInfo:
     manifest: str = MANIFEST_FILE
     root: str = ""  # the folder of the shards, where they do not lie beside `dataset.json`
     dialect: dict = field(default_factory=dict)  # of shards that others made
+    manifest_sha256: str = ""  # of the manifest's text; "": from before it was kept
+    facts_sha256: str = ""  # of all other facts
 
     @classmethod
     def load(
@@ -118,6 +124,9 @@ class DatasetInfo:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder of shards; make it: {make}")
         if not (path / DATASET_FILE).exists():
+            if (path / PLAN_FILE).exists():
+                again = tokenize_command(path)
+                raise UserError(f"{path}: the making of these shards is not done; the same command goes on: {again}")
             if (path / INCOMPLETE_FILE).exists():
                 raise UserError(f"{path}: the making of these shards was cut short; run it again, like: {make}")
             raise UserError(f"{path}: not a dataset (no {DATASET_FILE} in it); make one in a new folder")
@@ -139,6 +148,8 @@ class DatasetInfo:
             facts = json.loads(file.read_text(encoding="utf-8"))
             if facts["version"] != VERSION:
                 raise UserError(f"{file}: version {facts['version']}, expected {VERSION}; make the shards again")
+            if facts.get("facts_sha256") and facts_hash(facts) != facts["facts_sha256"]:
+                raise UserError(f"{file}: changed since it was written; copy it again, or make the shards again")
             return cls.of(path, facts)
         except UserError:
             raise
@@ -192,6 +203,20 @@ def shard_command(source: str, out: str | Path, tokenizer: str, length: int) -> 
     """The command that makes shards."""
     return f"python -m data_prep shard --source {source} --out {out} --tokenizer {tokenizer} --length {length}"
 
+
+def tokenize_command(out: Path) -> str:
+    """The command that goes on with the parts in `out`, as far as their plan tells it."""
+    try:
+        facts = json.loads((out / PLAN_FILE).read_text(encoding="utf-8"))["facts"]
+        words = [f"--source {shlex.quote(source)}" for source in facts["sources"]]
+        words += [f"--hold-out {shlex.quote(pattern)}" for pattern in facts["hold_out"]]
+        names = ("tokenizer", "length", "val_fraction", "records_per_shard", "files_per_part")
+        words += [f"--{name.replace('_', '-')} {facts[name]}" for name in names]
+    except (OSError, ValueError, TypeError, KeyError):
+        words = ["--source ... as before"]
+    return f"python -m data_prep tokenize --out {shlex.quote(str(out))} {' '.join(words)}"
+
+
 def mixed_info(infos: Sequence[DatasetInfo], weights: Mapping[str, float]) -> DatasetInfo:
     """The facts of a mixture. The unigram entropy is the sources' mean by weight, which the mixture's is not below.
 
@@ -227,6 +252,8 @@ def mixed_info(infos: Sequence[DatasetInfo], weights: Mapping[str, float]) -> Da
         corpus_hash=hashlib.sha256("\n".join(told).encode()).hexdigest(),
         sources=[str(info.path) for info in infos],
         entropy_rate=None,
+        manifest_sha256="",
+        facts_sha256="",
     )
 
 

@@ -2,6 +2,9 @@
 
 import fcntl
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +90,44 @@ def test_places_that_are_taken(refused, jsonl, texts, tmp_path):
     assert "--out text/a.jsonl: is a file, expected a folder" in line
     line = refused("shard", "--source", "text/a.jsonl", "--out", "photos/train-000000.tar/s")
     assert "--out photos/train-000000.tar/s: cannot be made (Not a directory)" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["shard", "--source", "text.jsonl", "--length", 32],
+        ["tokenize", "--source", "text.jsonl", "--tokenizer", "bytes"],
+        ["synth", "hmm"],
+    ],
+)
+def test_places_where_no_folder_can_be(refused, jsonl, texts, command):
+    jsonl(texts)
+    line = refused(*command, "--out", "text.jsonl/x")
+    assert "--out text.jsonl/x: cannot be made (Not a directory)" in line and "is a file; give another place" in line
+    line = refused(*command, "--out", "/proc/nowhere")
+    assert "--out /proc/nowhere: /proc is not writable (" in line
+
+
+def test_a_full_disk_is_one_line(run_python, jsonl, texts, tmp_path):
+    """No file may grow above 4096 bytes, as `ulimit -f` asks for it."""
+    jsonl(texts)
+    limited = (
+        "import resource, sys; from data_prep.__main__ import main; from diffusion_lm.errors import run_command; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.exit(run_command(main, sys.argv[1:]))"
+    )
+    result = run_python("-c", limited, "shard", "--source", "text.jsonl", "--out", "s", "--length", 32)
+    assert result.returncode == 1, result
+    assert result.stderr == (
+        "error: File too large; what is whole under its own name stays: see to that, then run the same command again\n"
+    )
+    assert not list(tmp_path.glob("s/dataset.json"))
+
+
+def test_a_reader_that_has_enough(tmp_path, make_shards, texts):
+    folder = make_shards(texts)
+    command = f"{sys.executable} -m data_prep inspect {folder} --windows 300 | head -n 1"
+    result = subprocess.run(command, shell=True, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert result.stderr == "" and result.stdout.count("\n") == 1
 
 
 def test_a_folder_that_another_process_writes(refused, jsonl, texts, tmp_path):

@@ -78,7 +78,7 @@ def test_another_field_and_lines_as_texts(tmp_path):
 def test_a_cut_or_damaged_file_is_an_error(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     whole = PACKERS[kind](LINES)
-    for damaged in (whole[:-5], whole[: len(whole) // 2], b"not compressed at all"):
+    for damaged in (whole[:-5], whole[: len(whole) // 2], b"not compressed at all", b""):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=rf"a\.{kind}: cannot be read to its end \(.*; repair or remove it"):
             list(TextFiles(path).documents())

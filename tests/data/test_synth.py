@@ -12,6 +12,7 @@ from data_prep.__main__ import main
 from data_prep.sequences import Grammar, HiddenMarkov, Recall, answers
 from diffusion_lm.data.dataset import ShardedTokens
 from diffusion_lm.data.info import DatasetInfo, TokenDataConfig, data_facts
+from diffusion_lm.errors import UserError
 
 
 def drawn(source, count):
@@ -148,4 +149,16 @@ def test_bad_input(refused, arguments, text):
 
 def test_what_is_there_is_not_overwritten(refused, make_shards, texts):
     folder = make_shards(texts)
-    assert "holds a dataset already; nothing written" in refused("synth", "hmm", "--out", folder)
+    assert "holds another dataset already; nothing written" in refused("synth", "hmm", "--out", folder)
+
+
+def test_the_same_again_is_there_already(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["synth", "hmm", "--length", "16", "--train", "70", "--val", "10", "--out", "a"]
+    assert main(command) == 0 and "already" not in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert main(command) == 0 and "a already holds this dataset; nothing written" in capsys.readouterr().out
+    for other in (["--seed", "1"], ["--train", "71"], ["--states", "3"], ["--length", "32"]):
+        with pytest.raises(UserError, match="holds another dataset already; nothing written"):
+            main([*command, *other])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

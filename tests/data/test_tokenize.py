@@ -1,15 +1,20 @@
 """A large text in parts: the same bytes whoever makes them, nothing lost, re-runs that go on where it stopped."""
 
+import gzip
 import hashlib
 import json
 import signal
+import time
 import unicodedata
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import webdataset
 
+from data_prep.merge import merge
 from data_prep.plan import TokenizeSettings
 from data_prep.tokenize import tokenize
 from diffusion_lm.data.dataset import ShardedTokens
@@ -32,10 +37,10 @@ def source(jsonl, texts, tmp_path):
 def make(tmp_path):
     """Run `tokenize`; returns the folder and what was said."""
 
-    def run(source, out="out", processes=1, task=0, tasks=1, **options):
+    def run(source, out="out", processes=1, task=0, tasks=1, on_bad_file="error", **options):
         said = []
         settings = TokenizeSettings(sources=[str(source)], out=tmp_path / out, **{**OPTIONS, **options})
-        tokenize(settings, processes=processes, task=task, tasks=tasks, say=said.append)
+        tokenize(settings, processes=processes, task=task, tasks=tasks, on_bad_file=on_bad_file, say=said.append)
         return tmp_path / out, "\n".join(said)
 
     return run
@@ -239,10 +244,143 @@ def test_bad_input(make, source, tmp_path, refused):
     assert "plan.json: No such file or directory; make parts first" in refused(
         "merge", "source", "--tokenizer", "bytes"
     )
-    with (source / FILES[5]).open("a") as file:
-        file.write("\n")
-    with pytest.raises(UserError, match=r"holds parts made with 6 files of \d+ bytes \(now: 6 files of \d+ bytes\)"):
+    (source / "local-shard_1" / "new.txt").write_text("new")
+    with pytest.raises(UserError, match=r"holds parts made with 6 files of \d+ bytes \(now also 1 others, the first"):
         make(source)
+
+
+def test_what_is_not_read_is_told_and_kept_in_the_facts(make, source, texts, tmp_path):
+    (source / "shard_00000031_processed_old.jsonl").write_text(json.dumps({"text": "replaced"}))
+    (source / "more.jsonl.bz2").write_bytes(b"BZ")
+    (source / ".half.jsonl.part").write_bytes(b"{")
+    (source / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    (source / "linked").symlink_to(source / "local-shard_0", target_is_directory=True)
+    (source / "again.jsonl").symlink_to(source / FILES[0])
+    folder, said = make(source)
+    facts = DatasetInfo.load(folder).source_facts
+    for what in (
+        "files with _old in their names left out (DCLM replaced them)",
+        "files of unknown type left out (.jsonl.bz2)",
+        "hidden files left out",
+        "links that lead nowhere, or to no file, left out",
+        "folders that are links left out (name them as sources of their own)",
+        "files named again by a source or a link, read once",
+    ):
+        assert f"1 {what}" in said and facts[what] == 1
+    assert sum(split.documents for split in DatasetInfo.load(folder).splits.values()) == len(texts)
+
+
+def test_a_source_named_twice_is_read_once(source, texts, tmp_path):
+    said = []
+    sources = [str(source), str(source), str(source / FILES[0])]
+    settings = TokenizeSettings(sources=sources, out=tmp_path / "out", **OPTIONS)
+    info = tokenize(settings, say=said.append)
+    assert sum(split.documents for split in info.splits.values()) == len(texts)
+    assert "7 files named again by a source or a link, read once" in said
+
+
+@pytest.fixture
+def with_a_cut_file(source, texts):
+    """The source with its fourth file compressed, and cut; `whole` makes that good."""
+    path = source / f"{FILES[3]}.gz"
+    packed = gzip.compress((source / FILES[3]).read_bytes())
+    (source / FILES[3]).unlink()
+    path.write_bytes(packed[: len(packed) // 2])
+    return SimpleNamespace(path=path, whole=packed)
+
+
+def test_a_bad_file_is_repaired_and_the_other_parts_stay(make, source, with_a_cut_file):
+    wanted = r"jsonl.gz: cannot be read to its end .*repair or remove it, then run the same .*--on-bad-file skip"
+    with pytest.raises(UserError, match=wanted):
+        make(source)
+    made = content_of_all(source.parent / "out")
+    assert any("train-00000" in path.name for path in made)
+    with_a_cut_file.path.write_bytes(with_a_cut_file.whole)
+    folder, said = make(source)
+    assert "input files changed since: 1 parts are made again, the first is 00003" in said
+    shards = {path: time for path, time in content_of_all(folder).items() if path.suffix == ".tar"}
+    assert made.items() >= {path: time for path, time in shards.items() if path in made}.items()
+    clean, _ = make(source, "clean")
+    assert content(folder) == content(clean)
+
+
+def test_a_bad_file_is_removed_or_left_out(make, source, texts, with_a_cut_file):
+    left, said = make(source, "left", on_bad_file="skip")
+    [told] = [what for what in DatasetInfo.load(left).source_facts if "not readable to their end" in what]
+    assert told.startswith(f"files left out, not readable to their end: {with_a_cut_file.path} (") and told in said
+    with pytest.raises(UserError, match="cannot be read to its end"):
+        make(source, "removed")
+    with_a_cut_file.path.unlink()
+    removed, _ = make(source, "removed")
+    for folder in (left, removed):
+        info = DatasetInfo.load(folder)
+        assert sum(split.documents for split in info.splits.values()) == len(texts) - len(texts[3::6])
+        found = {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+        assert found and not any("-00003-" in name for name in found)
+    assert DatasetInfo.load(left).corpus_hash == DatasetInfo.load(removed).corpus_hash
+
+
+def test_a_part_of_a_file_that_shrank_leaves_no_old_shards(make, source):
+    folder, _ = make(source, tasks=2)
+    lines = (source / FILES[2]).read_text().splitlines(keepends=True)
+    before = sorted(path.name for path in folder.glob("train-00002-*.tar"))
+    (source / FILES[2]).write_text("".join(lines[:10]))
+    make(source)
+    assert len(before) > len(list(folder.glob("train-00002-*.tar"))) > 0
+    clean, _ = make(source, "clean")
+    assert content(folder) == content(clean)
+
+
+def test_other_commands_leave_its_parts_alone(make, source, data_prep, refused, tmp_path):
+    folder, _ = make(source, tasks=2)
+    for command in ("inspect", "verify"):
+        line = refused(command, folder)
+        assert "the same command goes on: python -m data_prep tokenize --out" in line and "data_prep shard" not in line
+    command = line.partition("python -m ")[2].split()
+    for other in (["shard", "--source", "source"], ["synth", "hmm"]):
+        assert "holds parts that tokenize made; nothing written: give another --out" in refused(*other, "--out", folder)
+    assert data_prep(*command[1:]).returncode == 0
+    clean, _ = make(source, "clean")
+    assert content(folder) == content(clean)
+    (tmp_path / "begun").mkdir()
+    for name in ("incomplete.json", "train-000000.tar"):
+        (tmp_path / "begun" / name).touch()
+    with pytest.raises(UserError, match="begun: holds shards that another command has begun"):
+        make(source, "begun")
+
+
+# waits, in the middle of writing a shard, until the dataset is there
+SLOW = """
+import sys, time
+from pathlib import Path
+import data_prep.shards as place
+from data_prep.__main__ import main
+from diffusion_lm.errors import run_command
+original, waited = place._offsets, []
+def slow(*arguments):
+    while not waited and not Path("out/dataset.json").exists():
+        Path("reached").touch()
+        time.sleep(0.02)
+    waited.append(True)
+    return original(*arguments)
+place._offsets = slow
+sys.exit(run_command(main, sys.argv[1:]))
+"""
+
+
+def test_two_at_once_on_one_folder(make, run_python, source, tmp_path):
+    command = ["tokenize", "--source", "source", "--out", "out", "--tokenizer", "bytes", "--length", 32]
+    command += ["--val-fraction", 0.2, "--records-per-shard", 2, "--processes", 1]
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(run_python, "-c", SLOW, *command)
+        while not (tmp_path / "reached").exists() and not slow.done():
+            time.sleep(0.02)
+        folder, _ = make(source)
+        result = slow.result()
+    assert result.returncode == 0, result
+    assert not list(folder.rglob(".*"))
+    clean, _ = make(source, "clean")
+    assert content(folder) == content(clean)
 
 
 def content_of_all(folder):
@@ -253,3 +391,11 @@ def test_a_source_of_bad_lines_alone_is_an_error(make, tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"no": 1}\n' * 5)
     with pytest.raises(UserError, match=r"no text in it; 5 bad lines skipped"):
         make(tmp_path / "bad.jsonl")
+
+
+def test_merge_takes_the_tokenizer_of_the_parts(make, source):
+    folder, _ = make(source)
+    wanted = content(folder)
+    (folder / "dataset.json").unlink()
+    merge(folder)
+    assert content(folder) == wanted

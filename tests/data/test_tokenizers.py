@@ -14,7 +14,7 @@ from data_prep.train_tokenizer import train_tokenizer
 from data_prep.vocabulary import get_vocabulary
 from diffusion_lm.data.tokenizers import gpt2
 from diffusion_lm.data.tokenizers.base import EOT_TEXT, load_tokenizer, names, vocabulary_size
-from diffusion_lm.errors import UserError
+from diffusion_lm.errors import RunError, UserError
 
 TEXTS = ["", "\x00\x7f\ufeff\u2028", "words\n\twith\r\nspace ", "Größe 日本語 🙂 e\u0301", EOT_TEXT + "[MASK]<pad>"]
 WORDS = [" the", " there", "ing", " sing", "ö", " 12", "\n\n", "'s"]
@@ -135,12 +135,13 @@ def test_a_long_run_of_one_letter_is_not_slow(vocabulary):
 
 
 def test_gpt2_without_its_vocabulary(tmp_path, monkeypatch):
-    for variable in (gpt2.VARIABLE, "TIKTOKEN_CACHE_DIR"):
+    for variable in (gpt2.VARIABLE, "TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     tokenizer = load_tokenizer("gpt2")
     assert vocabulary_size("gpt2") == 50257 and tokenizer.fingerprint == "306cd27f03c1a714"
-    wanted = r"is in none of .*diffusion_lm/gpt2.tiktoken; get it: python -m data_prep get-vocabulary gpt2, or name its"
+    wanted = r"in none of .*gpt2.tiktoken, .*0ea1e91bbb3a\w+; get it: python -m data_prep get-vocabulary gpt2, or"
     with pytest.raises(UserError, match=wanted):
         tokenizer.prepare()
     monkeypatch.setenv(gpt2.VARIABLE, "nowhere")
@@ -173,9 +174,40 @@ def test_a_vocabulary_is_put_into_its_place(vocabulary, tmp_path, monkeypatch):
         get_vocabulary("gpt3")
 
 
+@pytest.mark.parametrize("place", ["TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "temporary folder"])
+def test_tiktokens_caches_are_looked_at(vocabulary, tmp_path, monkeypatch, place):
+    """In the order of tiktoken itself, whose default is data-gym-cache in the temporary folder."""
+    for variable in (gpt2.VARIABLE, "TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if place.isupper():
+        monkeypatch.setenv(place, str(tmp_path / "data-gym-cache"))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nothing"))
+    (tmp_path / "data-gym-cache").mkdir()
+    vocabulary.rename(tmp_path / "data-gym-cache" / "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4")
+    assert load_tokenizer("gpt2").decode(np.array([256, 257])) == " t th"
+
+
+def test_the_vocabulary_is_fetched_from_tiktokens_address(vocabulary, tmp_path, monkeypatch):
+    """Whole, or not from there: what another content gives is the next place's turn."""
+    assert gpt2.ADDRESS == "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
+    monkeypatch.setattr(gpt2, "ADDRESS", vocabulary.as_uri())
+    get_vocabulary("gpt2", to=tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == vocabulary.read_bytes()
+    (tmp_path / "page").write_text("<html>log in first</html>")
+    for address in (tmp_path / "page", tmp_path / "nothing"):
+        monkeypatch.setattr(gpt2, "ADDRESS", address.as_uri())
+        monkeypatch.setattr("data_prep.vocabulary.PACKAGE", "--version of no package")
+        with pytest.raises(RunError, match=r"does not serve it, and pip download .* failed .*give it: python"):
+            get_vocabulary("gpt2", to=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
 @pytest.mark.slow
 def test_the_published_vocabulary_from_the_package_index(tmp_path, monkeypatch):
     """Ids that OpenAI published for this text (the example of tiktoken's page) and for its end of text."""
+    monkeypatch.setattr(gpt2, "ADDRESS", (tmp_path / "unreachable").as_uri())
     get_vocabulary("gpt2", to=tmp_path / "gpt2.tiktoken")
     monkeypatch.setenv(gpt2.VARIABLE, str(tmp_path / "gpt2.tiktoken"))
     assert load_tokenizer("gpt2").encode_ordinary("Hello world").tolist() == [15496, 995]

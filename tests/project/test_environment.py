@@ -27,7 +27,8 @@ def requirements(lines: list[str]) -> dict[str, SpecifierSet]:
 
 
 def wanted() -> dict[str, SpecifierSet]:
-    return requirements(project()["dependencies"] + project()["optional-dependencies"]["test"])
+    extras = project()["optional-dependencies"]
+    return requirements(project()["dependencies"] + extras["s3"] + extras["test"])
 
 
 def pins() -> dict[str, SpecifierSet]:

@@ -3,14 +3,17 @@
 The vocabulary is tiktoken's `r50k_base` ranks: one line per id, the id's bytes in base 64 and its rank. It is read from
 the first of these places that exists, and its hash is checked; nothing is ever downloaded, changed or deleted here:
 
-    $GPT2_VOCABULARY     $TIKTOKEN_CACHE_DIR/KEY     $XDG_CACHE_HOME/diffusion_lm/gpt2.tiktoken (by default ~/.cache)
+    $GPT2_VOCABULARY     $TIKTOKEN_CACHE_DIR/KEY     $DATA_GYM_CACHE_DIR/KEY
+    $XDG_CACHE_HOME/diffusion_lm/gpt2.tiktoken (by default ~/.cache)     data-gym-cache/KEY in the temporary folder
 
-`python -m data_prep get-vocabulary gpt2` puts it into the last one.
+KEY is the SHA-1 of the address that tiktoken gets it from; the last place is tiktoken's own by default.
+`python -m data_prep get-vocabulary gpt2` puts it into the fourth.
 """
 
 import base64
 import hashlib
 import os
+import tempfile
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +24,8 @@ from diffusion_lm.errors import UserError
 
 SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 VARIABLE = "GPT2_VOCABULARY"
-TIKTOKEN_KEY = "0ea1e91bbb3a60f729a8dc8f777fd2fc07cd8df4"  # tiktoken's name for it: sha1 of its address
+ADDRESS = "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken"
+TIKTOKEN_KEY = hashlib.sha1(ADDRESS.encode()).hexdigest()
 # contractions; letters, digits and other signs, each with at most one space before; white space, of which the last
 # space before a word is left to the word. Possessive where backing off could never match, so that long runs stay linear
 SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -69,9 +73,9 @@ class Gpt2(PieceTokenizer):
 def places() -> list[Path]:
     """Where the vocabulary may lie, the first that exists counts."""
     found = [Path(os.environ[VARIABLE])] if os.environ.get(VARIABLE) else []
-    if cache := os.environ.get("TIKTOKEN_CACHE_DIR"):
-        found.append(Path(cache) / TIKTOKEN_KEY)
-    return [*found, own_place()]
+    caches = [os.environ.get(name) for name in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")]
+    found += [Path(cache) / TIKTOKEN_KEY for cache in caches if cache]
+    return [*found, own_place(), Path(tempfile.gettempdir(), "data-gym-cache", TIKTOKEN_KEY)]
 
 
 def own_place() -> Path:
