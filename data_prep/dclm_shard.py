@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.tar import Member, members
+from data_prep.tar import BadTar, Member, members
 from diffusion_lm.data.dclm import MEMBERS, PARSERS
 from diffusion_lm.data.manifest import Shard
 from diffusion_lm.files import atomic_path
@@ -34,7 +34,7 @@ class Dialect:
 @dataclass(slots=True)
 class Indexed:
     """What a shard holds. histogram [V + 1]: kept tokens by id, the last of those that mark ends outside the
-    vocabulary; left: tokens and contexts that were left out, by why."""
+    vocabulary; left: tokens and contexts that were left out, by why; unread: contexts that are damaged."""
 
     bytes: int
     sha256: str
@@ -44,9 +44,11 @@ class Indexed:
     side_sha256: str = ""
     suffix: str = ""
     contexts: int = 0
+    unread: int = 0
     windows: int = 0
     documents: int = 0
     left: Counter = field(default_factory=Counter)
+    reasons: Counter = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
 
     def shard(self, name: str, split: str) -> Shard:
@@ -74,8 +76,12 @@ def index_shard(path: Path, side: Path, dialect: Dialect) -> Indexed:
         with path.open("rb") as stream:
             content = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         found.bytes, found.sha256 = len(content), hashlib.sha256(content).hexdigest()
-        for number, member in enumerate(members(content, found.problems)):
+        damage: list[BadTar] = []
+        for number, member in enumerate(members(content, damage)):
             _add(found, rows, member, number, content, dialect)
+        more = sum(found.reasons.values()) - len(found.reasons)
+        found.problems += [f"{more} more members for the same reasons"] if more else []
+        found.problems += map(str, damage)
     else:
         found.problems.append("the file is empty")
     found.members = np.array(rows, MEMBERS)
@@ -94,14 +100,13 @@ def _add(found: Indexed, rows: list, member: Member, number: int, content: memor
         if member.suffix != found.suffix:
             raise ValueError(f"ends in .{member.suffix}, others in .{found.suffix}")
     except (ValueError, zlib.error) as error:
-        found.problems.append(f"member {number} ({member.name}): {error}")
+        _leave(found, f"member {number} ({member.name}): ", str(error))
         return
     kept = ids[: text_end(ids, dialect.eot_id, dialect.pad_id)]
     wrong = kept[((kept < 0) | (kept >= dialect.vocab_size)) & (kept != dialect.eot_id)]
     if len(wrong):
-        found.problems.append(
-            f"member {number} ({member.name}): id {wrong[0]} outside the vocabulary of {dialect.vocab_size}"
-        )
+        why = f"id {wrong[0]} outside the vocabulary of {dialect.vocab_size}"
+        _leave(found, f"member {number} ({member.name}): ", why)
         return
     windows = len(kept) // dialect.length
     if not len(kept):
@@ -115,6 +120,14 @@ def _add(found: Indexed, rows: list, member: Member, number: int, content: memor
         return
     rows.append((member.start, member.size, zlib.crc32(data), found.windows, number))
     found.windows += windows
+
+
+def _leave(found: Indexed, place: str, why: str) -> None:
+    """Leave a context out. Of many for the same reason, as with a wrong --context, the first is named."""
+    found.unread += 1
+    found.reasons[why] += 1
+    if found.reasons[why] == 1:
+        found.problems.append(place + why)
 
 
 def _ids(member: Member, data: memoryview, dialect: Dialect) -> np.ndarray:

@@ -31,13 +31,15 @@ def download(
 ) -> None:
     """Bring the text files below `folders` of `origin` to the same paths below `out`; files that are there stay.
 
-    Raises `UserError` before anything is written where a file that is there has another size, `RunError` where the
+    Raises `UserError` before anything is written where a file that is there is another than published, `RunError` where
     server fails `TRIES` times in a row or a file is not what was published.
     """
     if jobs < 1:
         raise UserError(f"--jobs {jobs}: must be 1 or more")
     files = _with_sizes(origin.files(folders), jobs)
-    missing = [file for file in files if not _is_there(file, out)]
+    with ThreadPoolExecutor(jobs) as pool:  # what is there is hashed, where a hash is published
+        there = list(pool.map(partial(_is_there, out=out), files))
+    missing = [file for file, known in zip(files, there) if not known]
     if dry_run:
         for file in missing:
             say(f"{file.size if file.size is not None else 'unknown':>15}  {file.path}")
@@ -86,11 +88,10 @@ def _grow(
     advance(have)
     with part.open("ab") as out:
         while have < file.size and not stop.is_set():
-            end = min(have + PIECE, file.size)
-            data = _piece(file, have, end, read)
+            data = _piece(file, have, min(have + PIECE, file.size), read)
             out.write(data)
             out.flush()
-            have = end
+            have += len(data)
             advance(len(data))
 
 
@@ -99,7 +100,7 @@ def _piece(file: RemoteFile, start: int, end: int, read: Callable[[int, int], by
         try:
             data = read(start, end)
             if len(data) == file.size:
-                data = data[start:end]  # the server takes no ranges and sent the whole file
+                return data[start:]  # the server takes no ranges and sent the whole file: it is not asked again
             if len(data) == end - start:
                 return data
             problem = f"{len(data)} bytes came, expected {end - start}"
@@ -164,6 +165,11 @@ def _is_there(file: RemoteFile, out: Path) -> bool:
     if file.size is not None and path.stat().st_size != file.size:
         raise UserError(
             f"{path}: has {path.stat().st_size} bytes, {file.url} has {file.size}; move it away, or give another --out"
+        )
+    if file.sha256 and (got := _hash(path)) != file.sha256:
+        raise UserError(
+            f"{path}: has sha256 {got[:16]}..., {file.url} is published with {file.sha256[:16]}...; move it away, or "
+            "give another --out"
         )
     return True
 

@@ -1,6 +1,5 @@
 """The last step of making a dataset: `manifest.jsonl`, then `dataset.json`, whose presence means that all is there."""
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,9 +16,10 @@ from diffusion_lm.data.manifest import (
     Shard,
     corpus_hash,
     manifest_text,
+    sealed,
 )
 from diffusion_lm.data.tokenizers.base import FILE_NAME, Tokenizer
-from diffusion_lm.files import atomic_path, write_json, write_text
+from diffusion_lm.files import write_json, write_text
 
 
 def dtype_of(vocab_size: int) -> str:
@@ -39,8 +39,7 @@ def write_dataset(
     """Declare `shards`, which lie in `out`, a dataset. `token_counts` [V] are of all its text; `facts` are the other
     fields of `DatasetInfo`. A tokenizer that was read from a file is copied beside the shards."""
     if tokenizer.name == FILE_NAME:
-        with atomic_path(out / FILE_NAME) as temporary:
-            shutil.copyfile(tokenizer.path, temporary)
+        tokenizer.copy_to(out)
     tokens, text_bytes = (sum(getattr(info, name) for info in splits.values()) for name in ("tokens", "text_bytes"))
     info = DatasetInfo(
         path=out,
@@ -62,7 +61,7 @@ def write_dataset(
     del written["path"]
     written["corpus_hash"] = corpus_hash(info.content_facts(), shards)
     write_text(out / MANIFEST_FILE, manifest_text(shards))
-    write_json(out / DATASET_FILE, written)
+    write_json(out / DATASET_FILE, sealed(written, manifest_text(shards)))
 
 
 def entropy(counts: np.ndarray) -> float:

@@ -1,7 +1,9 @@
 """`python -m data_prep index`: what DCLM's tokenised shards lack so that they can be read at random: where each context
 lies and its checksum, counts, facts. Everything is read and checked once; the shards themselves are not touched."""
 
+import contextlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.dclm_shard import Dialect, Indexed, index_shard
+from data_prep.finish import dtype_of, entropy
 from diffusion_lm.data.dclm import PARSERS
 from diffusion_lm.data.info import MARKED, DatasetInfo, SplitInfo
-from diffusion_lm.data.manifest import DATASET_FILE, MANIFEST_FILE, SPLITS, VERSION, corpus_hash, manifest_text
+from diffusion_lm.data.manifest import DATASET_FILE, MANIFEST_FILE, SPLITS, VERSION, corpus_hash, manifest_text, sealed
 from diffusion_lm.data.tokenizers.base import FILE_NAME, Tokenizer, load_tokenizer, stored_name
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_json, write_text
@@ -22,6 +25,8 @@ from diffusion_lm.files import write_json, write_text
 INDEX_FILE = "index.jsonl"
 COUNTS = ("num_sequences", "num_chunks")
 """What DCLM's manifests call the number of contexts, now and before."""
+SHOWN = 12
+"""Problems that are named in an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,22 +83,47 @@ def index(settings: IndexSettings) -> tuple[DatasetInfo, list[str]]:
     report = Report()
     paths = _shards(settings, report)
     dialect = _dialect(settings)
-    (out / "index").mkdir(parents=True, exist_ok=True)
     told = _told(settings.folder, report)
-    found = dict(zip(paths, _index_all(settings, dialect, paths, out)))
-    for path, one in found.items():
-        report.problems += [f"{path.name}: {problem}" for problem in one.problems]
-        if told and told.get(path.stem, one.contexts) != one.contexts and not one.problems:
-            report.problems.append(f"{path.name}: has {one.contexts} contexts, the manifest says {told[path.stem]}")
-    _compare(told, paths, report)
-    if report.problems and not settings.repair:
-        raise UserError(
-            f"{settings.folder}: {len(report.problems)} problems: {'; '.join(report.problems)}; copy those shards "
-            "again, or give --repair to leave out what is damaged and count what is there"
-        )
-    info = _write(settings, dialect, tokenizer, out, found, report)
+    with _removed_on_error(out / "index"):
+        found = dict(zip(paths, _index_all(settings, dialect, paths, out)))
+        for path, one in found.items():
+            report.problems += [f"{path.name}: {problem}" for problem in one.problems]
+            _count(told, path, one, report)
+        _compare(told, paths, report)
+        if report.problems and not settings.repair:
+            shown = report.problems[:SHOWN] + ["..."] * (len(report.problems) > SHOWN)
+            raise UserError(
+                f"{settings.folder}: {len(report.problems)} problems: {'; '.join(shown)}; copy those shards again, or "
+                "give --repair to leave out what is damaged and count what is there"
+            )
+        info = _write(settings, dialect, tokenizer, out, found, report)
     left_out = [f"left out: {problem}" for problem in report.problems]
     return info, [*_notes(settings, tokenizer, found), *report.notes, *left_out]
+
+
+@contextlib.contextmanager
+def _removed_on_error(folder: Path) -> Iterator[None]:
+    """Make `folder`, unless it is there; what is refused leaves none behind."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            shutil.rmtree(made[-1])
+        raise
+
+
+def _count(told: dict[str, int] | None, path: Path, one: Indexed, report: Report) -> None:
+    """Compare a shard's whole contexts with the manifest's, so that what damage took is counted too."""
+    whole, expected = one.contexts - one.unread, None if told is None else told.get(path.stem)
+    if expected is None:
+        if one.problems:
+            lost = f"{one.unread} that are damaged, and any" if one.unread else "any"
+            report.problems.append(f"{path.name}: {whole} contexts are whole; {lost} behind a cut are not counted")
+    elif whole != expected:
+        gone = f", {expected - whole} are gone" if whole < expected else ""
+        report.problems.append(f"{path.name}: has {whole} contexts, the manifest says {expected}{gone}")
 
 
 def _shards(settings: IndexSettings, report: Report) -> list[Path]:
@@ -139,7 +169,8 @@ def _compare(told: dict[str, int] | None, paths: list[Path], report: Report) -> 
     if told is None:
         return
     there = {path.stem for path in paths}
-    report.problems += [f"{name}.tar: is missing, the manifest has it" for name in told if name not in there]
+    missing = [name for name in told if name not in there]
+    report.problems += [f"{name}.tar: is missing, the manifest has it: {told[name]} contexts" for name in missing]
     report.problems += [f"{name}.tar: is not in the manifest" for name in sorted(there - told.keys())]
 
 
@@ -171,10 +202,10 @@ def _write(
     info = replace(info, corpus_hash=corpus_hash(info.content_facts(), shards))
     told = asdict(info)
     del told["path"]
-    if info.tokenizer == FILE_NAME and not (out / FILE_NAME).exists():
-        write_text(out / FILE_NAME, Path(settings.tokenizer).read_text(encoding="utf-8"))
+    if tokenizer.name == FILE_NAME:
+        tokenizer.copy_to(out)
     write_text(out / INDEX_FILE, manifest_text(shards))
-    write_json(out / DATASET_FILE, told)
+    write_json(out / DATASET_FILE, sealed(told, manifest_text(shards)))
     return info
 
 
@@ -195,7 +226,7 @@ def _info(
         vocab_size=tokenizer.vocab_size,
         eot_id=tokenizer.eot_id,
         length=settings.length,
-        dtype="<u2" if tokenizer.vocab_size <= 2**16 else "<u4",
+        dtype=dtype_of(tokenizer.vocab_size),
         packing=(
             f"DCLM contexts of {settings.context} ids: documents, {MARKED} (written {settings.eot_id}), run across "
             f"contexts; padding (written {settings.pad_id}) cut from their ends; each cut into windows from its start"
@@ -225,12 +256,6 @@ def _counts(found: list[Indexed], bytes_per_id: np.ndarray, settings: IndexSetti
         sequences=sequences,
         dropped_tokens=tokens - sequences * settings.length,
     )
-
-
-def entropy(counts: np.ndarray) -> float:
-    """Entropy in nats of the distribution with these counts [V]."""
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
 
 
 def _notes(settings: IndexSettings, tokenizer: Tokenizer, found: dict[Path, Indexed]) -> list[str]:

@@ -33,10 +33,10 @@ class BadTar(ValueError):
 
     def __init__(self, what: str, number: int, at: int):
         super().__init__(f"member {number} (byte {at:,}): {what}")
-        self.at = at
+        self.what, self.at = what, at
 
 
-def members(content: memoryview, problems: list[str] | None = None) -> Iterator[Member]:
+def members(content: memoryview, problems: list[BadTar] | None = None) -> Iterator[Member]:
     """The files in order. Raises `BadTar`; with `problems` damage is noted there instead, and reading goes on at the
     next header that is whole."""
     at, number, named = 0, 0, None
@@ -46,7 +46,7 @@ def members(content: memoryview, problems: list[str] | None = None) -> Iterator[
         except BadTar as bad:
             if problems is None:
                 raise
-            problems.append(str(bad))
+            problems.append(bad)
             places = range(at + BLOCK, len(content), BLOCK)
             found = next((place for place in places if _is_header(content, place)), None)
             if found is None:

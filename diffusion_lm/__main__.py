@@ -51,6 +51,7 @@ def _evaluate(commands: Commands) -> list[argparse.ArgumentParser]:
         "--data", help="a folder of shards, text files, or a named text set (the run's validation split by default)"
     )
     evaluate.add_argument("--protocol", help="how text is cut into sequences (whole-corpus)")
+    evaluate.add_argument("--split", default="val", help="of shards: val, or holdout where whole files were held out")
     evaluate.add_argument("--precision", default="float32", help="float32 or float64")
     evaluate.add_argument("--ema", type=float, metavar="DECAY", help=EMA)
     evaluate.add_argument("--seed", type=int, help="of the noise (the run's own by default)")

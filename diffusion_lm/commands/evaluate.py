@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     runs = [load_run(folder, arguments.precision, arguments.ema) for folder in folders]
     if len(runs) > 1:
         check_comparable(*runs, own_data=arguments.data is None)
-    data = sequence_set(runs[0].config.data, arguments.data, arguments.protocol, arguments.sequences)
+    data = sequence_set(runs[0].config.data, arguments.data, arguments.protocol, arguments.sequences, arguments.split)
     folder = _folder(arguments, data.name, runs)
     check_writable(folder)
     settings = runs[0].config.evaluation

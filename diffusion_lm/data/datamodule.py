@@ -3,6 +3,7 @@ validation set. The only state is the optimiser's step."""
 
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import lightning
 import numpy as np
@@ -49,7 +50,7 @@ class TokenDataModule(lightning.LightningDataModule):
 
     A checkpoint keeps how many sequences were consumed; it goes on with any number of devices and reading processes,
     and with another `global_batch` where one of the two is a multiple of the other and what was consumed is whole
-    batches of the new one. `skipped` has the sequences that were left out for damage, by index, and is told at the end.
+    batches of the new one. `skipped` has the sequences that were left out for damage, by split and index.
     Raises `UserError` when the dataset is not what `config` says, or the batches cannot be cut as asked.
     """
 
@@ -65,7 +66,7 @@ class TokenDataModule(lightning.LightningDataModule):
         self.global_batch = global_batch
         self.micro_batch = micro_batch
         self.start_position: int | None = None
-        self.skipped: dict[int, str] = {}
+        self.skipped: dict[tuple[str, int], str] = {}
         self._resumed = (0, 0)  # the optimiser's step, and the sequences that were consumed by then
 
     def train_dataloader(self) -> DataLoader:
@@ -133,10 +134,10 @@ class TokenDataModule(lightning.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _note(self, skipped: Mapping[int, str]) -> None:
+    def _note(self, split: str, skipped: Mapping[int, str]) -> None:
         for index, why in skipped.items():
-            if index not in self.skipped:
-                self.skipped[index] = why
+            if (split, index) not in self.skipped:
+                self.skipped[split, index] = why
                 print(f"data: left out {why}", file=sys.stderr, flush=True)
         logger = getattr(self.trainer, "logger", None)
         if skipped and logger is not None:
@@ -144,8 +145,9 @@ class TokenDataModule(lightning.LightningDataModule):
 
     def _loader(self, tokens: TokenReader, batches) -> DataLoader:
         return make_loader(
-            tokens, batches, ends=self.ends, seed=self.seed, workers=self.config.num_workers, skipped=self._note
-        )
+            tokens, batches, ends=self.ends, seed=self.seed, workers=self.config.num_workers,
+            skipped=partial(self._note, tokens.split),
+        )  # fmt: skip
 
 
 class _TrainBatches:

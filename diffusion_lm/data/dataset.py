@@ -14,7 +14,7 @@ from diffusion_lm.data.files import Files, LocalFiles, Wanted
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.data.manifest import ROWS_PER_RECORD, Shard, corpus_hash, read_manifest
 from diffusion_lm.data.reader import Place, TokenReader
-from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, wrong_size
+from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, renew, wrong_size
 from diffusion_lm.errors import UserError, unknown
 
 
@@ -43,9 +43,9 @@ class ShardedTokens(TokenReader):
         shards = shards_of(self.info, split)
         self.index = ShardIndex(shards, [CRC_DTYPE.itemsize * shard.num_sequences for shard in shards])
         self.files = files or LocalFiles(self.info.path, self.info.root)
-        if on_damage == "error" and not self.files.remote:
-            check_sizes(self.files, self.index)
         self._dtype = np.dtype(self.info.dtype)
+        if on_damage == "error" and not self.files.remote:
+            check_sizes(self.files, self.index, self._lost_from)
         self._open = Recent()
         self._side_checked: set[int] = set()
 
@@ -84,6 +84,17 @@ class ShardedTokens(TokenReader):
         """See the contract."""
         self.files.prefetch(self.index.wanted_for(indices))
 
+    def renew(self, indices: np.ndarray) -> bool:
+        """See the contract."""
+        return renew(self.files, self.index, indices, self._open, self._side_checked)
+
+    def _lost_from(self, number: int, size: int) -> str:
+        count = int(self.index.starts[number + 1] - self.index.starts[number])
+        record, row = np.divmod(np.arange(count), ROWS_PER_RECORD)
+        ends = self.index.offset(number, record) + (row + 1) * self.info.length * self._dtype.itemsize
+        lost = np.flatnonzero(ends > size)
+        return f"record {record[lost[0]]}, row {row[lost[0]]}" if len(lost) else ""
+
     def _map(self, number: int) -> OpenShard:
         wanted = self.index.wanted(number)
         nothing = np.empty((0, self.info.length), self._dtype)
@@ -116,9 +127,16 @@ def shards_of(info: DatasetInfo, split: str) -> list[Shard]:
     if split not in info.splits:
         raise unknown("split", split, info.splits)
     shards = read_manifest(info.path, info.manifest)
-    if corpus_hash(info.content_facts(), shards) != info.corpus_hash:
-        raise UserError(f"{info.path}: {info.manifest} and dataset.json do not belong together; make the shards again")
+    check_manifest(info, shards)
     return [shard for shard in shards if shard.split == split]
+
+
+def check_manifest(info: DatasetInfo, shards: list[Shard]) -> None:
+    """Raise `UserError` where the manifest, which has `shards`, is not the one that `info` was written with."""
+    told, file = info.manifest_sha256, info.path / info.manifest
+    same = not told or hashlib.sha256(file.read_bytes()).hexdigest() == told
+    if not same or corpus_hash(info.content_facts(), shards) != info.corpus_hash:
+        raise UserError(f"{info.path}: {info.manifest} and dataset.json do not belong together; make the shards again")
 
 
 def mapped(path: Path) -> mmap.mmap | bytes | None:

@@ -19,7 +19,7 @@ from diffusion_lm.data.dataset import mapped, shards_of
 from diffusion_lm.data.files import Files, LocalFiles
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.data.reader import Place, TokenReader
-from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes
+from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, renew
 
 MEMBERS = np.dtype([("start", "<u8"), ("size", "<u4"), ("crc", "<u4"), ("first", "<u4"), ("record", "<u4")])
 """A context in a shard's index: where its data lie, their CRC-32, the number of its first window, its own number."""
@@ -47,7 +47,7 @@ class DclmTokens(TokenReader):
         self.files = files or LocalFiles(self.info.path, self.info.root)
         self._suffix, self._written = self.info.dialect["suffix"], self.info.dialect["eot_id"]
         if on_damage == "error" and not self.files.remote:
-            check_sizes(self.files, self.index)
+            check_sizes(self.files, self.index, self._lost_from)
         self._open = Recent()
         self._side_checked: set[int] = set()
 
@@ -95,6 +95,16 @@ class DclmTokens(TokenReader):
     def prefetch(self, indices: Sequence[int]) -> None:
         """See the contract."""
         self.files.prefetch(self.index.wanted_for(indices))
+
+    def renew(self, indices: np.ndarray) -> bool:
+        """See the contract."""
+        return renew(self.files, self.index, indices, self._open, self._side_checked)
+
+    def _lost_from(self, number: int, size: int) -> str:
+        side = mapped(self.files.find(self.index.wanted(number)[1])) or b""
+        members = np.frombuffer(side, MEMBERS, len(side) // MEMBERS.itemsize)
+        lost = np.flatnonzero(members["start"] + members["size"] > size)
+        return f"record {members['record'][lost[0]]}" if len(lost) else ""
 
     def _context(self, shard: OpenContexts, number: int) -> np.ndarray | None:
         member = shard.members[number]

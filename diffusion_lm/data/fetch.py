@@ -1,6 +1,7 @@
 """Bytes of a URL into a file: http(s), file, webdataset's ``pipe:COMMAND``, and what fsspec knows (s3, gs, hf, ...)."""
 
 import http.client
+import re
 import shutil
 import subprocess
 import urllib.error
@@ -26,7 +27,12 @@ def is_remote(place: str) -> bool:
 
 
 def join(place: str, name: str) -> str:
-    """The URL of a file of a dataset. A ``pipe:`` command has ``{}`` where the name belongs."""
+    """The URL of a file of a dataset. A ``pipe:`` command has ``{}`` where the name belongs.
+
+    Raises `NotFetched` for a name that a shell would take for more than a name.
+    """
+    if place.startswith(PIPE) and not re.fullmatch(r"[\w./+=-]+", name, re.ASCII):
+        raise NotFetched(f"{place}: will not be run with the name {name!r}; expected letters, digits and ./_+=-")
     return place.replace("{}", name) if place.startswith(PIPE) else f"{place.rstrip('/')}/{name}"
 
 

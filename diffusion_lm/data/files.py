@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import queue
+import re
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_lm.data.fetch import NotFetched, fetch, join
-from diffusion_lm.data.manifest import DATASET_FILE, MANIFEST_FILE
+from diffusion_lm.data.manifest import DATASET_FILE, MANIFEST_FILE, is_inside
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import atomic_path
 
@@ -37,6 +39,9 @@ class Files(ABC):
     @abstractmethod
     def find(self, wanted: Wanted) -> Path:
         """Where the file is, or would be, on this machine."""
+
+    def renew(self, wanted: Wanted) -> None:  # noqa: B027 - local files are what there is
+        """Have a copy that is not what the manifest tells fetched again."""
 
     def prefetch(self, wanted: Sequence[Wanted]) -> None:  # noqa: B027 - local files need nothing
         """Have files there before they are asked for."""
@@ -84,6 +89,16 @@ class CachedFiles(Files):
                 self._bring(wanted, path)
         self._make_room(keep=path)
         return path
+
+    def renew(self, wanted: Wanted) -> None:
+        """See the contract. A copy stays, damaged as it is, where no other can be had."""
+        path = self.folder / wanted.name
+        with contextlib.suppress(NotFetched), _held(path.with_name(f".{path.name}.lock")):
+            try:
+                _check(str(path), path, wanted)
+            except (NotFetched, FileNotFoundError):
+                print(f"data: {path} is damaged or gone; fetched again", file=sys.stderr, flush=True)
+                self._bring(wanted, path)
 
     def prefetch(self, wanted: Sequence[Wanted]) -> None:
         """See the contract. What fails here fails again, and is told, when the file is asked for."""
@@ -135,27 +150,44 @@ def cache_root(asked: str) -> Path:
 def cached_facts(url: str, root: Path) -> Path:
     """The folder in the cache for the dataset behind `url`, with its `dataset.json` and manifest in it.
 
-    It carries the corpus hash, so that another dataset at the same URL has another folder. Raises `UserError`.
+    It carries the corpus hash, so that another dataset at the same URL has another folder. Where the URL gives nothing,
+    the folder of the last time is told and used: shards that are in it need no URL. Raises `UserError`.
     """
     root.mkdir(parents=True, exist_ok=True)
+    last = root / f".{hashlib.sha256(url.encode()).hexdigest()[:24]}.last"
+    try:
+        folder = _fetched_facts(url, root)
+    except NotFetched as error:
+        folder = root / last.read_text(encoding="utf-8") if last.is_file() else root
+        if not (folder / DATASET_FILE).is_file():
+            raise UserError(f"data.path: {error}; expected the URL of a folder with {DATASET_FILE} in it") from None
+        print(f"data: {error}; going on with the copy in {folder}", file=sys.stderr, flush=True)
+        return folder
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{join(url, DATASET_FILE)}: not the facts of a dataset ({error!r}); check the URL") from None
+    with atomic_path(last) as temporary:
+        temporary.write_text(folder.name, encoding="utf-8")
+    return folder
+
+
+def _fetched_facts(url: str, root: Path) -> Path:
     fresh = root / f".{os.getpid()}.{threading.get_ident()}.json"
     try:
         fetch(join(url, DATASET_FILE), fresh)
         content = fresh.read_bytes()
-        facts = json.loads(content)
-        folder = root / f"{Path(facts['name']).name}-{facts['corpus_hash'][:16]}"
-        manifest = folder / facts.get("manifest", MANIFEST_FILE)
-        if not manifest.exists():
-            with atomic_path(manifest) as temporary:
-                fetch(join(url, str(manifest.relative_to(folder))), temporary)
-        with atomic_path(folder / DATASET_FILE) as temporary:
-            temporary.write_bytes(content)
-    except NotFetched as error:
-        raise UserError(f"data.path: {error}; expected the URL of a folder with {DATASET_FILE} in it") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{join(url, DATASET_FILE)}: not the facts of a dataset ({error!r}); check the URL") from None
     finally:
         fresh.unlink(missing_ok=True)
+    facts = json.loads(content)
+    name, told = facts.get("manifest", MANIFEST_FILE), facts.get("manifest_sha256", "")
+    if not is_inside(name) or not re.fullmatch("[0-9a-f]{64}", facts["corpus_hash"]):
+        raise ValueError("a manifest's name or a corpus hash that cannot be")
+    folder = root / f"{Path(facts['name']).name}-{facts['corpus_hash'][:16]}"
+    manifest = folder / name
+    if not manifest.exists() or (told and hashlib.sha256(manifest.read_bytes()).hexdigest() != told):
+        with atomic_path(manifest) as temporary:
+            fetch(join(url, name), temporary)
+    with atomic_path(folder / DATASET_FILE) as temporary:
+        temporary.write_bytes(content)
     return folder
 
 

@@ -47,6 +47,12 @@ class ConcatTokens(TokenReader):
         number, reader = self._reader(index)
         return int(self.starts[number]) + reader.after(index - int(self.starts[number]))
 
+    def renew(self, indices: np.ndarray) -> bool:
+        """See the contract."""
+        numbers = self._numbers(indices)
+        some = [(self.readers[n], indices[numbers == n] - self.starts[n]) for n in np.unique(numbers)]
+        return any([reader.renew(mine) for reader, mine in some])
+
     def prefetch(self, indices: Sequence[int]) -> None:
         """See the contract."""
         for index in indices:

@@ -70,6 +70,11 @@ class TokenReader(ABC):
         """The sequence to try when `index` is damaged."""
         return (index + 1) % len(self)
 
+    def renew(self, indices: np.ndarray) -> bool:
+        """Told that `indices` are damaged. Whether what they are read from was a copy, and was checked and fetched
+        again: then they are worth another try."""
+        return False
+
     @abstractmethod
     def prefetch(self, indices: Sequence[int]) -> None:
         """Told ahead which shards are wanted soon, by one sequence of each."""
@@ -80,6 +85,8 @@ class TokenReader(ABC):
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"sequences {indices.min()} to {indices.max()} of {len(self)}")
         rows, damage = self.gather(indices)
+        if damage and self.renew(indices[list(damage)]):
+            rows, damage = self.gather(indices)
         if damage and self.on_damage == "error":
             at, why = min(damage.items())
             raise DamagedData(f"{self._name(int(indices[at]))}: {why}; {HELP}")

@@ -77,6 +77,10 @@ class Recent:
                 self._held.popitem(last=False)
         return self._held[number]
 
+    def drop(self, number: int) -> None:
+        """Have it made anew when it is asked for again."""
+        self._held.pop(number, None)
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -84,8 +88,9 @@ class Recent:
         return Recent, (self._limit,)
 
 
-def check_sizes(files: Files, index: ShardIndex) -> None:
-    """Raise `UserError` when a shard is missing or has not the manifest's size."""
+def check_sizes(files: Files, index: ShardIndex, lost_from: Callable[[int, int], str]) -> None:
+    """Raise `UserError` when a shard is missing or has not the manifest's size. lost_from: the first place of a shard
+    of which that many bytes are left that is not there whole, "" where all are."""
     for number in range(len(index.names)):
         shard = index.wanted(number)[0]
         path = files.find(shard)
@@ -94,7 +99,21 @@ def check_sizes(files: Files, index: ShardIndex) -> None:
         except OSError:
             raise UserError(f"{path}: shard is missing; {AGAIN}") from None
         if size != shard.bytes:
-            raise UserError(f"{path}: {wrong_size(size, shard.bytes)}; {AGAIN}")
+            lost = lost_from(number, size)
+            told = f", cut at {lost}" if lost else ""
+            raise UserError(f"{path}: {wrong_size(size, shard.bytes)}{told}; {AGAIN}")
+
+
+def renew(files: Files, index: ShardIndex, indices: np.ndarray, held: Recent, checked: set[int]) -> bool:
+    """Have copies of the shards that `indices` lie in checked, and fetched again; whether there are copies."""
+    if not files.remote:
+        return False
+    for number in set(index.shards_of(indices).tolist()):
+        for wanted in index.wanted(number):
+            files.renew(wanted)
+        held.drop(number)
+        checked.discard(number)
+    return True
 
 
 def wrong_size(size: int, expected: int) -> str:

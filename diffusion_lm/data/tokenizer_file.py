@@ -9,6 +9,7 @@ inject an end of text.
 import hashlib
 import json
 import re
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import numpy as np
 
 from diffusion_lm.data.tokenizers.base import EOT_TEXT, FILE_NAME, PieceTokenizer
 from diffusion_lm.errors import UserError
+from diffusion_lm.files import atomic_path
 
 ENDS = (EOT_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|eot_id|>", "[EOS]")
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json")
 PROBES = ("word", " two  words\n\tand\r\n", "Größe 日本語 🙂 e\u0301", "\x00\x7f\ufeff\u2028", "12 A's don't <s> [CLS]")
 
 
@@ -65,12 +68,18 @@ class TokenizerFile(PieceTokenizer):
         content = json.dumps([kept, self.eot_id], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
+    def copy_to(self, folder: Path) -> None:
+        """Write the file, and those beside it that may name its end of text, to `folder`: equal, whole or absent."""
+        for name, source in ((FILE_NAME, self.path), *((name, self.path.parent / name) for name in BESIDE)):
+            if source.is_file() and source.resolve() != (folder / name).resolve():
+                with atomic_path(folder / name) as temporary:
+                    shutil.copyfile(source, temporary)
+
     def __reduce__(self) -> tuple:
         return TokenizerFile, (self.path,)
 
     def _end_text(self) -> str:
-        named = [self._named_beside("tokenizer_config.json"), self._named_beside("special_tokens_map.json")]
-        found = next((text for text in (*named, *ENDS) if text in self._ids), None)
+        found = next((text for text in (*map(self._named_beside, BESIDE), *ENDS) if text in self._ids), None)
         if found is None:
             raise UserError(
                 f"tokenizer '{self.path}': no end-of-text token; expected one of {', '.join(ENDS)}, or a "

@@ -56,8 +56,10 @@ class SequenceSet:
             yield Batch(torch.from_numpy(tokens), torch.from_numpy(places), segment=segment)
 
 
-def sequence_set(own: TokenDataConfig, data: str | None, protocol: str | None, sequences: int) -> SequenceSet:
-    """What `--data` and `--protocol` name, for a model of `own` data: its own validation split without `--data`.
+def sequence_set(
+    own: TokenDataConfig, data: str | None, protocol: str | None, sequences: int, split: str = "val"
+) -> SequenceSet:
+    """What `--data`, `--split` and `--protocol` name, for a model of `own` data: its own without `--data`.
 
     Documents are isolated in the own split alone, where training isolates them; other data is one stream of text.
 
@@ -67,41 +69,44 @@ def sequence_set(own: TokenDataConfig, data: str | None, protocol: str | None, s
         raise UserError(f"sequences: got {sequences}, expected 0 or more")
     place = None if data is None else place_of(data)
     if place is not None and not (place / DATASET_FILE).is_file():
+        if split != "val":
+            raise UserError(f"--split {split}: {place} is text, without splits; leave it out, or give --data SHARDS")
         return _of_text(own, place, protocol or DEFAULT_PROTOCOL, sequences)
     if protocol is not None:
         what = "the run's own validation split" if place is None else str(place)
         raise UserError(f"--protocol {protocol}: {what} is packed already; leave it out, or give --data TEXT")
-    return _of_shards(own, place, sequences)
+    return _of_shards(own, place, sequences, split)
 
 
-def _of_shards(own: TokenDataConfig, place: Path | None, sequences: int) -> SequenceSet:
+def _of_shards(own: TokenDataConfig, place: Path | None, sequences: int, split: str) -> SequenceSet:
     config = own if place is None else TokenDataConfig(path=str(place), length=own.length, tokenizer=own.tokenizer)
     if place is not None:
         _check_shards(own, place)
-    info, split = data_facts(config), open_split(config, "val")
+    info, tokens = data_facts(config), open_split(config, split)
     ends = document_ends(config, info)
-    limit = sequences or (own.val_sequences if place is None else 0) or len(split)
-    counts = info.splits["val"]
+    limit = sequences or (own.val_sequences if place is None else 0) or len(tokens)
+    counts, is_val = info.splits[split], split == "val"
+    bytes_per_token = info.bytes_per_token if is_val else counts.text_bytes / counts.tokens  # whole files differ
     facts = {
-        "data": {"name": info.name, "path": str(info.path), "hash": info.corpus_hash, "split": "val"},
+        "data": {"name": info.name, "path": str(info.path), "hash": info.corpus_hash, "split": split},
         "tokenizer": {"name": info.tokenizer, "hash": info.tokenizer_fingerprint},
         "protocol": {"name": "shards", "boundary": info.packing, "chunk_length": info.length},
         "documents_isolated": ends is not None,
-        "sequences_in_set": len(split),
+        "sequences_in_set": len(tokens),
         "tokens_dropped": counts.dropped_tokens,
         "text_bytes_scored": None,
-        "bytes_per_token": info.bytes_per_token,
+        "bytes_per_token": bytes_per_token,
         "comparison": "published numbers are on other data",
     }
     return SequenceSet(
-        name=OWN if place is None else info.name,
+        name=(OWN if place is None else info.name) if is_val else f"{info.name}-{split}",
         digest=info.corpus_hash,
         tokenizer=info.tokenizer_fingerprint,
         length=info.length,
-        places=spread_evenly(min(limit, len(split)), len(split)),
-        bytes_per_token=info.bytes_per_token,
+        places=spread_evenly(min(limit, len(tokens)), len(tokens)),
+        bytes_per_token=bytes_per_token,
         facts=facts,
-        read=lambda places: split.read(places).rows,
+        read=lambda places: tokens.read(places).rows,
         notes=() if ends is None else (ISOLATED,),
         ends=ends,
         entropy_rate=info.entropy_rate,

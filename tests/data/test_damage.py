@@ -79,6 +79,17 @@ def test_lost_and_cut_shards_are_passed_over(folder):
         ShardedTokens(folder, "train")
 
 
+def test_a_cut_file_is_told_with_the_first_row_that_is_gone(folder, refused):
+    shard = json.loads((folder / "manifest.jsonl").read_text().splitlines()[1])
+    path = folder / shard["shard"]
+    path.write_bytes(path.read_bytes()[: shard["offsets"][1] + 9 * 64 + 63])  # nine whole rows and almost a tenth
+    told = rf"train-000001\.tar: shard has .*, the manifest says {shard['bytes']}, cut at record 1, row 9; make the"
+    with pytest.raises(UserError, match=told):
+        ShardedTokens(folder, "train")
+    rest = shard["num_sequences"] - 64 - 10
+    assert f"record 1, row 9: it and the {rest} rows after it are cut off" in refused("verify", folder)
+
+
 def test_damaged_checksums_are_damage(folder):
     flip(folder / "train-000001.tar.crc32", 3)
     tokens = ShardedTokens(folder, "train")
@@ -103,9 +114,26 @@ def test_shards_from_before_the_checksums_are_read(folder):
     new = ("tokens", "documents", "crc", "crc_sha256")
     old = [{name: value for name, value in line.items() if name not in new} for line in lines]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+    facts = json.loads((folder / "dataset.json").read_text())
+    facts = {name: fact for name, fact in facts.items() if name not in ("manifest_sha256", "facts_sha256")}
+    (folder / "dataset.json").write_text(json.dumps(facts))
     for path in folder.glob("*.crc32"):
         path.unlink()
     assert np.array_equal(ShardedTokens(folder, "train")[130], wanted)
+
+
+def test_equal_numbers_of_both_splits_are_told_and_counted_apart(folder, make_module, capfd):
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for split in ("train", "val"):
+        shard = next(line for line in lines if line["split"] == split)
+        flip(folder / shard["shard"], shard["offsets"][0])
+    module = make_module(folder, on_damage="skip", val_sequences=0)
+    list(module.val_dataloader())
+    list(itertools.islice(iter(module.train_dataloader()), len(ShardedTokens(folder, "train")) // 4 + 1))
+    assert set(module.skipped) == {("train", 0), ("val", 0)}
+    module.teardown("fit")
+    told = capfd.readouterr().err
+    assert "(train sequence 0)" in told and "(val sequence 0)" in told and "2 damaged sequences were left out" in told
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -119,7 +147,7 @@ def test_training_stops_or_goes_on_the_same_for_any_reading_processes(folder, ma
     module = make_module(folder, workers=workers, on_damage="skip")
     batches = list(itertools.islice(iter(module.train_dataloader()), per_epoch + 4))
     assert all(set(batch) == {"tokens", "position"} for batch in batches)
-    assert list(module.skipped) == [index]
+    assert list(module.skipped) == [("train", index)]
     module.teardown("fit")
     told = capfd.readouterr().err
     assert f"data: left out {folder}: train-000001.tar, record 1, row 5 (train sequence {index})" in told

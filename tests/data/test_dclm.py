@@ -145,7 +145,26 @@ def test_damage_is_found_and_left_out_when_asked(dclm, kind):
     wanted, _ = windows_of(dclm.contexts[0] + left + flat(dclm.contexts[2:-1]))
     assert all_rows(dclm.folder, "train") == wanted
     assert any(note.startswith(f"left out: {dclm.names[1]}.tar: member") for note in notes)
+    counted = f"{dclm.names[1]}.tar: has {len(left)} contexts, the manifest says 30, {30 - len(left)} are gone"
+    assert f"left out: {counted}" in notes and counted in str(found.value)
     assert info.dialect["left_out"]
+
+
+def test_without_a_manifest_what_is_whole_is_counted(dclm):
+    (dclm.folder / "manifest.jsonl").unlink()
+    damage(dclm, "cut inside")
+    _, notes = index(settings(dclm.folder, repair=True))
+    whole = "7 contexts are whole; any behind a cut are not counted"
+    assert f"left out: {dclm.names[1]}.tar: {whole}" in notes
+
+
+def test_a_wrong_context_is_told_shortly_and_leaves_nothing(dclm, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    for out in (None, tmp_path / "new" / "place"):
+        with pytest.raises(UserError, match="29 more members for the same reasons") as found:
+            index(settings(dclm.folder, context=64, out=out))
+        assert len(str(found.value)) < 2500 and str(found.value).count("expected contexts of 64") < 8
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_missing_extra_and_miscounted_shards(dclm):
@@ -157,7 +176,7 @@ def test_missing_extra_and_miscounted_shards(dclm):
     with pytest.raises(UserError) as found:
         index(settings(dclm.folder))
     for told in (
-        f"{dclm.names[0]}.tar: is missing, the manifest has it",
+        f"{dclm.names[0]}.tar: is missing, the manifest has it: 30 contexts",
         f"{dclm.names[1]}.tar: has 30 contexts, the manifest says 31",
         "zextra.tar: is not in the manifest",
         "3 problems",

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from data_prep import download as module
-from data_prep.download import download
-from data_prep.origins import Base, Hub, PathList, open_origin, parse_numbers, shard_folders
+from data_prep.download import download, fetch
+from data_prep.origins import Base, Hub, PathList, RemoteFile, open_origin, parse_numbers, shard_folders
 from diffusion_lm.errors import RunError, UserError
 
 DATASET = "mlfoundations/dclm-baseline-1.0"
@@ -77,6 +77,7 @@ class Handler(BaseHTTPRequestHandler):
             part = data[start : end + 1]
             about = {"Content-Range": f"bytes {start}-{end}/{len(data)}", "Accept-Ranges": "bytes"}
             return self.answer(206, part, "application/octet-stream", cut=start > 0, **about)
+        self.server.asked.append((name, None))
         self.answer(200, data, "application/octet-stream")
 
     def answer(self, status, data, kind, cut=False, **headers):
@@ -168,6 +169,22 @@ def test_a_server_with_index_pages(server, tmp_path, ranges):
     server.ranges = ranges
     get(Base(f"{server.url}/base"), tmp_path / "out", (10,), (5,))
     assert brought(tmp_path / "out") == wanted(NAMES[9:])
+
+
+def test_a_server_without_ranges_is_asked_for_a_file_once(server, tmp_path):
+    server.ranges = False
+    file = RemoteFile(NAMES[0], f"{server.url}/base/{NAMES[0]}", 16000)
+    fetch(file, tmp_path / "file", lambda count: None, threading.Event())
+    assert (tmp_path / "file").read_bytes() == FILES[NAMES[0]] and server.asked == [(NAMES[0], None)]
+
+
+def test_a_file_there_with_other_content_than_published(server, tmp_path):
+    get(Hub(server.url), tmp_path / "out", (1,), (0,))
+    path = tmp_path / "out" / NAMES[1]
+    path.write_bytes(bytes(reversed(FILES[NAMES[1]])))
+    with pytest.raises(UserError, match=r"shard_00000001.* is published with [0-9a-f]{16}\.\.\.; move it away"):
+        get(Hub(server.url), tmp_path / "out", (1,), (0,))
+    assert path.read_bytes() == bytes(reversed(FILES[NAMES[1]]))
 
 
 def test_a_server_with_a_list_of_paths(server, tmp_path):

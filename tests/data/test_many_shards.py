@@ -61,7 +61,7 @@ def many(make_shards, texts, tmp_path):
                                 sha256=sha256, offsets=[offset], crc=f"{name}.crc32",
                                 crc_sha256=hashlib.sha256(crcs).hexdigest()))  # fmt: skip
         names = ("version", "tokenizer", "tokenizer_fingerprint", "vocab_size", "eot_id", "packing", "split_rule")
-        facts |= {"length": LENGTH, "dtype": dtype}
+        facts |= {"length": LENGTH, "dtype": dtype, "manifest_sha256": "", "facts_sha256": ""}
         content_facts = {name: facts[name] for name in (*names, "length", "dtype", "val_fraction")}
         facts["corpus_hash"] = corpus_hash(content_facts, shards)
         (folder / "manifest.jsonl").write_text(manifest_text(shards))

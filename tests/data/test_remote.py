@@ -3,6 +3,7 @@
 import functools
 import http.server
 import itertools
+import json
 import os
 import shutil
 import threading
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 from diffusion_lm.data.dataset import ShardedTokens
-from diffusion_lm.data.fetch import NotFetched
+from diffusion_lm.data.fetch import NotFetched, join
 from diffusion_lm.data.files import CachedFiles, Wanted
-from diffusion_lm.data.info import TokenDataConfig, data_facts
+from diffusion_lm.data.info import DatasetInfo, TokenDataConfig, data_facts
+from diffusion_lm.data.manifest import read_manifest
 from diffusion_lm.data.open import open_order, open_tokens
+from diffusion_lm.data.reader import DamagedData
 from diffusion_lm.errors import UserError
 
 
@@ -50,8 +53,14 @@ def server(folder):
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     state.url = f"http://127.0.0.1:{httpd.server_port}/"
+
+    def close():
+        httpd.shutdown()
+        httpd.server_close()
+
+    state.close = close
     yield state
-    httpd.shutdown()
+    close()
 
 
 def config_of(url, tmp_path, **options):
@@ -99,6 +108,72 @@ def test_other_content_of_the_same_size_is_refused(server, folder, tmp_path):
     path.write_bytes(content)
     with pytest.raises(NotFetched, match=r"train-000000\.tar: its content is not what the manifest says"):
         open_tokens(config_of(server.url, tmp_path), "train")[0]
+
+
+@pytest.mark.parametrize("suffix", ["", ".crc32"])
+def test_a_damaged_copy_is_fetched_again(server, folder, tmp_path, suffix, capfd):
+    wanted = ShardedTokens(folder, "train")
+    open_tokens(config_of(server.url, tmp_path), "train")[0]
+    copy = next((tmp_path / "cache").rglob(f"train-000000.tar{suffix}"))
+    content = bytearray(copy.read_bytes())
+    content[700 if not suffix else 1] ^= 1
+    copy.write_bytes(content)
+    other = open_tokens(config_of(server.url, tmp_path), "train")  # as another process: it has the damaged copy mapped
+    tokens = open_tokens(config_of(server.url, tmp_path), "train")
+    assert np.array_equal(tokens.read([70, 0, 1]).rows, wanted.read([70, 0, 1]).rows)
+    assert np.array_equal(other[0], wanted[0])
+    name = f"train-000000.tar{suffix}"
+    assert server.asked[name] == 2 and f"{name} is damaged or gone; fetched again" in capfd.readouterr().err
+    copy.write_bytes(content)
+    server.spoil[name] = 99
+    with pytest.raises(DamagedData, match=r"train-000000\.tar, record 0, row 0"):
+        open_tokens(config_of(server.url, tmp_path), "train")[0]
+
+
+def test_a_mixture_s_damaged_copy_is_fetched_again(server, folder, tmp_path):
+    config = config_of("", tmp_path, sources={str(folder): 1.0, server.url: 1.0})
+    wanted = ShardedTokens(folder, "train")
+    first = len(wanted)
+    open_tokens(config, "train")[first]
+    copy = next((tmp_path / "cache").rglob("train-000000.tar"))
+    content = bytearray(copy.read_bytes())
+    content[700] ^= 1
+    copy.write_bytes(content)
+    assert np.array_equal(open_tokens(config, "train").read([3, first]).rows, wanted.read([3, 0]).rows)
+
+
+def test_what_is_cached_is_read_without_the_server(server, folder, tmp_path, capfd):
+    config, wanted = config_of(server.url, tmp_path), ShardedTokens(folder, "val")
+    tokens = open_tokens(config, "val")
+    everything = np.arange(len(wanted))
+    tokens.read(everything)
+    server.close()
+    assert np.array_equal(open_tokens(config, "val").read(everything).rows, wanted.read(everything).rows)
+    assert "going on with the copy in" in capfd.readouterr().err
+    with pytest.raises(NotFetched, match=r"train-000000\.tar: cannot be fetched"):
+        open_tokens(config, "train")[0]
+
+
+@pytest.mark.parametrize("field", ["shard", "crc"])
+@pytest.mark.parametrize("name", ["../../x.tar", "/tmp/x.tar", "a/../../x.tar", ".."])
+def test_names_outside_the_folder_are_refused(server, folder, tmp_path, field, name):
+    lines = (folder / "manifest.jsonl").read_text().splitlines()
+    first = json.loads(lines[0]) | {field: name}
+    (folder / "manifest.jsonl").write_text("\n".join([json.dumps(first), *lines[1:]]))
+    for place in (server.url, str(folder)):
+        with pytest.raises(UserError, match=r"manifest\.jsonl: (names a file|and dataset\.json do not)"):
+            read_manifest(DatasetInfo.load(place, cache=str(tmp_path / "cache")).path)
+    assert not list(tmp_path.rglob("x.tar*"))
+
+
+def test_a_manifest_or_hash_outside_the_folder_and_a_name_for_a_shell_are_refused(server, folder, tmp_path):
+    facts = json.loads((folder / "dataset.json").read_text())
+    for change in ({"manifest": "../m"}, {"corpus_hash": "../../../../up"}):
+        (folder / "dataset.json").write_text(json.dumps(facts | change))
+        with pytest.raises(UserError, match=r"not the facts of a dataset .*that cannot be"):
+            open_tokens(config_of(server.url, tmp_path), "train")
+    with pytest.raises(NotFetched, match="will not be run with the name"):
+        join("pipe:cat '{}'", f"'; touch {tmp_path}/made; '")
 
 
 def test_many_at_once_fetch_a_file_once(server, folder, tmp_path):

@@ -56,7 +56,7 @@ def test_windows_whose_documents_are_not_marked_are_refused(texts, make_shards, 
     folder = make_shards(texts)
     file = folder / "dataset.json"
     facts = json.loads(file.read_text())
-    file.write_text(json.dumps({**facts, "packing": "documents without a mark, concatenated"}))
+    file.write_text(json.dumps({**facts, "packing": "documents without a mark, concatenated", "facts_sha256": ""}))
     make_module(folder)
     message = (
         "data.isolate_documents: got true, but nothing marks the documents of .*; set data.isolate_documents=false"

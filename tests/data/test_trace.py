@@ -20,7 +20,8 @@ def folder(make_shards, texts):
 def run(folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(
-        f"name: x\nseed: 3\ndata:\n  path: {folder}\n  length: 64\n  tokenizer: bytes\ntraining:\n  batch_size: 16\n"
+        f"name: x\nseed: 3\ndata:\n  path: {folder}\n  length: 64\n  tokenizer: bytes\n"
+        "training:\n  batch_size: 16\n  steps: 20\n"
     )
     return tmp_path / "run"
 
@@ -50,6 +51,7 @@ def test_the_command_and_what_it_refuses(run, data_prep, tmp_path):
     assert result.returncode == 0 and "step 1 saw positions 0 to 15, epoch 0, of" in result.stdout, result
     for arguments, told in (
         ([run, "--step", 0], "--step 0, --characters 60: both must be 1 or more"),
+        ([run, "--step", 21], "is a run of 20 steps; expected 1 to 20"),
         ([tmp_path, "--step", 1], "no config.yaml in it; expected the folder of a run, like runs/NAME"),
     ):
         result = data_prep("trace", *arguments)
@@ -57,6 +59,14 @@ def test_the_command_and_what_it_refuses(run, data_prep, tmp_path):
     (run / "config.yaml").write_text("seed: 1\n")
     with pytest.raises(UserError, match=r"config\.yaml: not the config of a run \(KeyError\('data'\)\)"):
         trace(run, 1, 5)
+
+
+def test_a_step_that_the_run_did_not_reach_is_told(run, capsys):
+    (run / "result.json").write_text('{"step": 8}')
+    trace(run, 9, 20)
+    assert "step 9 (not reached: the run ended at 8) would see positions 128 to 143" in capsys.readouterr().out
+    trace(run, 8, 20)
+    assert "step 8 saw positions 112 to 127" in capsys.readouterr().out
 
 
 def test_lengths_and_frequencies(make_shards):

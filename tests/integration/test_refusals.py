@@ -183,7 +183,7 @@ def test_shards_with_another_tokenizer(place):
             "copy: made with a tokenizer 'bytes' of fingerprint 0, the one installed has ",
         ),
     ):
-        (copy / "dataset.json").write_text(json.dumps({**facts, **change}))
+        (copy / "dataset.json").write_text(json.dumps({**facts, **change, "facts_sha256": ""}))
         assert text in place.refused("train", "tiny.yaml", "run=new", "data.path=copy")
 
 
