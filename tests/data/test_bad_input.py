@@ -100,10 +100,11 @@ def test_places_that_are_taken(refused, jsonl, texts, tmp_path):
         ["synth", "hmm"],
     ],
 )
-def test_places_where_no_folder_can_be(refused, jsonl, texts, command):
+def test_places_where_no_folder_can_be(refused, jsonl, texts, tmp_path, command):
     jsonl(texts)
-    line = refused(*command, "--out", "text.jsonl/x")
-    assert "--out text.jsonl/x: cannot be made (Not a directory)" in line and "is a file; give another place" in line
+    (tmp_path / "taken").touch()
+    line = refused(*command, "--out", "taken/x")
+    assert "--out taken/x: cannot be made (Not a directory)" in line and "is a file; give another place" in line
     line = refused(*command, "--out", "/proc/nowhere")
     assert "--out /proc/nowhere: /proc is not writable (" in line
 
