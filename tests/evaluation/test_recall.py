@@ -68,6 +68,10 @@ class Remembers(DenoisingModel):
         return torch.zeros(self.process.symbols, 1)
 
     def forward(self, noisy):
+        if not self.process.shifted:  # every answer is hidden and nothing else is, and the network is told how many
+            masked = noisy.x == self.process.mask_id
+            assert masked.sum() * LENGTH == PAIRS * masked.numel()
+            assert torch.equal(noisy.noise_level.where(masked.any(1, True), 0.0), masked.double().mean(1, True))
         logits = torch.full((*noisy.x.shape, 2 + KEYS + VALUES), -30.0)
         for row in range(len(noisy.x)):
             before = []
