@@ -35,13 +35,7 @@ def synth(
     facts = {**source.facts(), "seed": seed}
     splits = {split: _info(sequences[split], source.length) for split in SPLITS}
     if (out / DATASET_FILE).exists():
-        info = DatasetInfo.load(out)
-        asked = (f"synth:{kind}", facts, splits, source.length, records_per_shard)
-        if asked != (info.source, info.source_facts, info.splits, info.length, info.records_per_shard):
-            raise UserError(
-                f"--out {out}: holds another dataset already; nothing written: give another, or remove that folder"
-            )
-        return info
+        return _existing(out, (f"synth:{kind}", facts, splits, source.length, records_per_shard))
     nearest_folder(out)
     tokenizer = Symbols(f"ids:{source.symbols + 1}")
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
@@ -68,6 +62,16 @@ def synth(
             entropy_rate=source.entropy,
         )
     return DatasetInfo.load(out)
+
+
+def _existing(out: Path, asked: tuple) -> DatasetInfo:
+    """The dataset that is there. asked: source, its facts, splits, length, records per shard."""
+    info = DatasetInfo.load(out)
+    if asked != (info.source, info.source_facts, info.splits, info.length, info.records_per_shard):
+        raise UserError(
+            f"--out {out}: holds another dataset already; nothing written: give another, or remove that folder"
+        )
+    return info
 
 
 def _blocks(source: SequenceSource, key: list[int], count: int, counts: np.ndarray) -> Iterator[np.ndarray]:

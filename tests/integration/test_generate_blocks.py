@@ -204,8 +204,8 @@ def test_guidance_is_refused():
 @pytest.fixture(scope="module")
 def blocks(shared):
     """A run in blocks of 8."""
-    shared.train("blocks", "block_size=8", "training.steps=4", "training.val_every=4")
-    return "blocks"
+    shared.train("blocks_of_eight", "block_size=8", "training.steps=4", "training.val_every=4")
+    return "blocks_of_eight"
 
 
 @pytest.fixture(scope="module")

@@ -26,5 +26,5 @@ def test_an_odd_batch_in_pairs_is_refused_before_anything_is_written(place):
 
 def test_an_unknown_time_sampler_is_refused_with_the_nearest_name(place):
     line = place.refused("train", "tiny.yaml", "run=odd", "times=importanc")
-    assert "times: no variant 'importanc'; expected one of antithetic, importance, stratified" in line
+    assert "times: no variant 'importanc'; expected one of antithetic, clipped, importance, stratified" in line
     assert "did you mean 'importance'?" in line
