@@ -7,7 +7,6 @@ on noise: blocks are taken in clean, at noise level 0.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -38,19 +37,19 @@ class Cache:
         return sum(layer.nbytes() for layer in self.layers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerContext(Context):
     """What one layer's mixer is called with: `mode` decides how, `layer` says which."""
 
     compiles = False
-    mode: Any = None
-    layer: int = 0
+    mode: "CacheUse"
+    layer: int
 
     def mix(self, mixer: SequenceMixer, x: Hidden) -> Hidden:
         return self.mode.mix_layer(mixer, x, self.layer)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CacheUse(Context):
     """A context of which every layer has its own part."""
 
@@ -67,21 +66,21 @@ class CacheUse(Context):
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Denoising(CacheUse):
     """A block sees what is cached and itself."""
 
-    cache: Cache = None  # type: ignore[assignment]
+    cache: Cache
 
     def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
         return mixer.denoise(x, self.cache.of(mixer, layer, x))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Committing(CacheUse):
     """The same for a clean block, which then belongs to the cache of the rows that are named (None: of all)."""
 
-    cache: Cache = None  # type: ignore[assignment]
+    cache: Cache
     rows: Bool[Tensor, "B"] | None = None
     left: list[MixerCache] = field(default_factory=list)
 
@@ -96,12 +95,12 @@ class Committing(CacheUse):
         return Cache(tuple(self.left), self.cache.length + grown)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prefilling(CacheUse):
     """Clean blocks, as rows of their own, `count` per text; of each text the first `keep` are cached."""
 
-    count: int = 1
-    keep: Int[Tensor, "B"] = None  # type: ignore[assignment]
+    count: int
+    keep: Int[Tensor, "B"]
     left: list[MixerCache] = field(default_factory=list)
 
     def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:
@@ -114,11 +113,11 @@ class Prefilling(CacheUse):
         return Cache(tuple(self.left), self.keep * size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reading(CacheUse):
     """Whole texts of which every position is a block of its own; of each the first `keep` are cached."""
 
-    keep: Int[Tensor, "B"] = None  # type: ignore[assignment]
+    keep: Int[Tensor, "B"]
     left: list[MixerCache] = field(default_factory=list)
 
     def mix_layer(self, mixer: SequenceMixer, x: Hidden, layer: int) -> Hidden:

@@ -231,11 +231,10 @@ class DenoisingModel(nn.Module):
 
     def _trunk(self, noisy: Noisy) -> tuple[Hidden, Logits | None]:
         """What the denoiser says, before the last norm, and the state's own evidence of its tokens."""
-        bias = self.head.bias if self.readout.over_tokens else self.head.bias.new_zeros(self.vocabulary)
-        hidden, evidence = self.embed(noisy, bias[: self.vocabulary])
+        hidden, evidence = self._embedded(noisy)
         if noisy.answer is not None:
             clean = replace(noisy, x=noisy.answer, noise_level=torch.zeros_like(noisy.noise_level))
-            noisy = replace(noisy, answer=self.embed(clean, bias[: self.vocabulary])[0])
+            noisy = replace(noisy, answer=self._embedded(clean)[0])
         if noisy.given is not None and not self.process.shifted:  # there every prefix is a prompt
             hidden = hidden + noisy.given.unsqueeze(-1) * self.given
         if noisy.blocks is None:
@@ -244,11 +243,14 @@ class DenoisingModel(nn.Module):
         both = self.denoiser(torch.cat((clean, hidden)), _beside_clean(noisy))
         return both[len(clean) :], evidence
 
+    def _embedded(self, noisy: Noisy) -> tuple[Hidden, Logits | None]:
+        """The trunk's input, and the state's evidence; the head's bias tells how frequent tokens are."""
+        bias = self.head.bias if self.readout.over_tokens else self.head.bias.new_zeros(self.vocabulary)
+        return self.embed(noisy, bias[: self.vocabulary])
+
     def _clean(self, tokens: Tokens) -> Hidden:
         """The trunk's input for clean tokens, at noise level 0."""
-        level = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)
-        bias = self.head.bias if self.readout.over_tokens else self.head.bias.new_zeros(self.vocabulary)
-        return self.embed(Noisy(self.process.encode(tokens, self.table()), level), bias[: self.vocabulary])[0]
+        return self._embedded(Noisy(self.process.encode(tokens, self.table()), _clean_level(tokens)))[0]
 
     def prefill(self, tokens: Tokens, lengths: Int[Tensor, "B"], block_size: int) -> Cache:
         """The cache of the first `lengths` tokens of some texts, whole blocks of them, in one pass. [B, T]"""
@@ -285,12 +287,10 @@ class DenoisingModel(nn.Module):
         return self._of_tokens(self._read_out(self.norm(hidden))), use.result(inputs.shape[1])
 
     def _of_inputs(self, inputs: Tokens, use: CacheUse) -> Hidden:
-        level = torch.zeros(len(inputs), 1, dtype=torch.float64, device=inputs.device)
-        return self.denoiser(self.embed.look_up(inputs), Noisy(inputs, level, cache=use))
+        return self.denoiser(self.embed.look_up(inputs), Noisy(inputs, _clean_level(inputs), cache=use))
 
     def _take_in(self, tokens: Tokens, use: CacheUse) -> None:
-        level = torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)
-        self.denoiser(self._clean(tokens), Noisy(tokens, level, cache=use))
+        self.denoiser(self._clean(tokens), Noisy(tokens, _clean_level(tokens), cache=use))
 
     def _read_out(self, hidden: Hidden) -> Logits:
         """Logits, float32 or better."""
@@ -319,6 +319,11 @@ class DenoisingModel(nn.Module):
         sides = {id(p): p for part in (self.embed, self.head) for p in part.parameters() if id(p) not in learned}
         outside = sum(p.numel() for p in sides.values())
         return {"total": total, "embedding": outside, "non_embedding": total - outside}
+
+
+def _clean_level(tokens: Tokens) -> Float[Tensor, "B 1"]:
+    """Noise level 0 of every row."""
+    return torch.zeros(len(tokens), 1, dtype=torch.float64, device=tokens.device)
 
 
 def _beside_clean(noisy: Noisy) -> Noisy:

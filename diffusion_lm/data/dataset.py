@@ -3,18 +3,18 @@
 import hashlib
 import mmap
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_lm.data.crc import CRC_DTYPE, row_crcs
-from diffusion_lm.data.files import Files, LocalFiles, Wanted
+from diffusion_lm.data.files import Files, Wanted
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.data.manifest import ROWS_PER_RECORD, Shard, corpus_hash, read_manifest
-from diffusion_lm.data.reader import Place, TokenReader
-from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, renew, wrong_size
+from diffusion_lm.data.reader import Place
+from diffusion_lm.data.shard_index import wrong_size
+from diffusion_lm.data.shard_reader import ShardReader
 from diffusion_lm.errors import UserError, unknown
 
 
@@ -28,7 +28,7 @@ class OpenShard:
     problem: str | None
 
 
-class ShardedTokens(TokenReader):
+class ShardedTokens(ShardReader):
     """The sequences of one split of a dataset in this project's own format.
 
     Opening checks that every shard is there and has the manifest's size (with `on_damage` ``skip`` what is gone is left
@@ -38,19 +38,13 @@ class ShardedTokens(TokenReader):
     """
 
     def __init__(self, path: str | Path, split: str, on_damage: str = "error", files: Files | None = None):
-        self.info = DatasetInfo.load(path)
-        self.split, self.on_damage = split, on_damage
-        shards = shards_of(self.info, split)
-        self.index = ShardIndex(shards, [CRC_DTYPE.itemsize * shard.num_sequences for shard in shards])
-        self.files = files or LocalFiles(self.info.path, self.info.root)
-        self._dtype = np.dtype(self.info.dtype)
-        if on_damage == "error" and not self.files.remote:
-            check_sizes(self.files, self.index, self._lost_from)
-        self._open = Recent()
-        self._side_checked: set[int] = set()
+        info = DatasetInfo.load(path)
+        self._dtype = np.dtype(info.dtype)
+        super().__init__(info, shards_of(info, split), split, on_damage, files)
 
-    def __len__(self) -> int:
-        return len(self.index)
+    @staticmethod
+    def _side_bytes(shard: Shard) -> int:
+        return CRC_DTYPE.itemsize * shard.num_sequences
 
     def place(self, index: int) -> Place:
         """See the contract."""
@@ -61,7 +55,7 @@ class ShardedTokens(TokenReader):
         """See the contract. Rows are gathered shard by shard, and checked in the same pass."""
         rows, damage = np.zeros((len(indices), self.info.length), np.int64), {}
         for number, at in self.index.by_shard(indices):
-            shard = self._open.get(number, self._map)
+            shard = self._shard(number)
             within = indices[at] - self.index.starts[number]
             record, row = np.divmod(within, ROWS_PER_RECORD)
             first = self.index.offset(number, record) // self._dtype.itemsize + row * self.info.length
@@ -74,19 +68,8 @@ class ShardedTokens(TokenReader):
                 damage |= {int(place): "its CRC-32 differs from the one written" for place in at[there][wrong]}
         return rows, damage
 
-    def after(self, index: int) -> int:
-        """Past the whole shard where nothing of it can be read."""
-        number = int(self.index.shards_of(np.array([index]))[0])
-        lost = not len(self._open.get(number, self._map).windows)
-        return int(self.index.starts[number + 1] if lost else index + 1) % len(self)
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """See the contract."""
-        self.files.prefetch(self.index.wanted_for(indices))
-
-    def renew(self, indices: np.ndarray) -> bool:
-        """See the contract."""
-        return renew(self.files, self.index, indices, self._open, self._side_checked)
+    def _lost(self, number: int) -> bool:
+        return not len(self._shard(number).windows)
 
     def _lost_from(self, number: int, size: int) -> str:
         count = int(self.index.starts[number + 1] - self.index.starts[number])

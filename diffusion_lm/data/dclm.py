@@ -9,17 +9,18 @@ tokenizer's own.
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_lm.data.dataset import mapped, shards_of
-from diffusion_lm.data.files import Files, LocalFiles
+from diffusion_lm.data.files import Files
 from diffusion_lm.data.info import DatasetInfo
-from diffusion_lm.data.reader import Place, TokenReader
-from diffusion_lm.data.shard_index import Recent, ShardIndex, check_sizes, renew
+from diffusion_lm.data.manifest import Shard
+from diffusion_lm.data.reader import Place
+from diffusion_lm.data.shard_reader import ShardReader
 
 MEMBERS = np.dtype([("start", "<u8"), ("size", "<u4"), ("crc", "<u4"), ("first", "<u4"), ("record", "<u4")])
 """A context in a shard's index: where its data lie, their CRC-32, the number of its first window, its own number."""
@@ -36,28 +37,22 @@ class OpenContexts:
     problem: str | None
 
 
-class DclmTokens(TokenReader):
+class DclmTokens(ShardReader):
     """The windows of one split. Those of a context stand side by side, and are unpacked together when read together."""
 
     def __init__(self, path: str | Path, split: str, on_damage: str = "error", files: Files | None = None):
-        self.info = DatasetInfo.load(path)
-        self.split, self.on_damage = split, on_damage
-        shards = shards_of(self.info, split)
-        self.index = ShardIndex(shards, [MEMBERS.itemsize * shard.records for shard in shards])
-        self.files = files or LocalFiles(self.info.path, self.info.root)
-        self._suffix, self._written = self.info.dialect["suffix"], self.info.dialect["eot_id"]
-        if on_damage == "error" and not self.files.remote:
-            check_sizes(self.files, self.index, self._lost_from)
-        self._open = Recent()
-        self._side_checked: set[int] = set()
+        info = DatasetInfo.load(path)
+        self._suffix, self._written = info.dialect["suffix"], info.dialect["eot_id"]
+        super().__init__(info, shards_of(info, split), split, on_damage, files)
 
-    def __len__(self) -> int:
-        return len(self.index)
+    @staticmethod
+    def _side_bytes(shard: Shard) -> int:
+        return MEMBERS.itemsize * shard.records
 
     def place(self, index: int) -> Place:
         """See the contract; the row is the window in its context."""
         number = int(self.index.shards_of(np.array([index]))[0])
-        members = self._open.get(number, self._map).members
+        members = self._shard(number).members
         within = index - int(self.index.starts[number])
         if not len(members):
             return Place(self.index.names[number], 0, within)
@@ -69,7 +64,7 @@ class DclmTokens(TokenReader):
         length = self.info.length
         rows, damage = np.zeros((len(indices), length), np.int64), {}
         for number, at in self.index.by_shard(indices):
-            shard = self._open.get(number, self._map)
+            shard = self._shard(number)
             if shard.problem:
                 damage |= {int(place): shard.problem for place in at}
                 continue
@@ -86,19 +81,8 @@ class DclmTokens(TokenReader):
                     rows[place] = ids[window * length : (window + 1) * length]
         return rows, damage
 
-    def after(self, index: int) -> int:
-        """Past the whole shard where nothing of it can be read."""
-        number = int(self.index.shards_of(np.array([index]))[0])
-        lost = self._open.get(number, self._map).problem
-        return int(self.index.starts[number + 1] if lost else index + 1) % len(self)
-
-    def prefetch(self, indices: Sequence[int]) -> None:
-        """See the contract."""
-        self.files.prefetch(self.index.wanted_for(indices))
-
-    def renew(self, indices: np.ndarray) -> bool:
-        """See the contract."""
-        return renew(self.files, self.index, indices, self._open, self._side_checked)
+    def _lost(self, number: int) -> bool:
+        return bool(self._shard(number).problem)
 
     def _lost_from(self, number: int, size: int) -> str:
         side = mapped(self.files.find(self.index.wanted(number)[1])) or b""

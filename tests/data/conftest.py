@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -123,6 +124,38 @@ def run_python(tmp_path):
         command = [sys.executable, *map(str, arguments)]
         environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+# kills itself with SIGKILL at the n-th call of a function
+KILLED = """
+import os, signal, sys
+from data_prep.__main__ import main
+from data_prep.shards import _webdataset
+_webdataset()
+import {module} as place
+owner = {owner}
+original, calls = owner.{function}, 0
+def counted(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+owner.{function} = counted
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def killed_data_prep(run_python):
+    """Run `python -m data_prep` so that it is killed when `owner.function` of a module is called for the n-th time."""
+
+    def run(command, *, module, function, call, owner="place"):
+        code = KILLED.format(module=module, function=function, call=call, owner=owner)
+        result = run_python("-c", code, *command)
+        assert result.returncode == -signal.SIGKILL, result
 
     return run
 

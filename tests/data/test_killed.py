@@ -1,50 +1,29 @@
 """A process killed while it writes leaves no shard under its final name that is not whole, and no dataset; the same
 command then makes the dataset as if nothing had been."""
 
-import signal
 
 import pytest
 
 from diffusion_lm.data.info import DatasetInfo
 
-# kills itself with SIGKILL at the n-th call of a function
-KILLED = """
-import os, signal, sys
-from data_prep.__main__ import main
-from data_prep.shards import _webdataset
-_webdataset()
-import {module} as place
-owner = {owner}
-original = owner.{function}
-calls = 0
-def counted(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == {call}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **options)
-owner.{function} = counted
-main(sys.argv[1:])
-"""
 WRITER = {"module": "webdataset", "owner": "place.TarWriter", "function": "write"}
 POINTS = {
     "first record": {**WRITER, "call": 1},
     "in a later shard": {**WRITER, "call": 6},
-    "before the hash": {"module": "data_prep.shards", "owner": "place", "function": "size_and_hash", "call": 2},
+    "before the hash": {"module": "data_prep.shards", "function": "size_and_hash", "call": 2},
     "before a rename": {"module": "diffusion_lm.files", "owner": "place.os", "function": "replace", "call": 2},
-    "before dataset.json": {"module": "data_prep.finish", "owner": "place", "function": "write_json", "call": 1},
+    "before dataset.json": {"module": "data_prep.finish", "function": "write_json", "call": 1},
 }
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_while_writing(run_python, data_prep, make_shards, jsonl, texts, tmp_path, point):
+def test_killed_while_writing(killed_data_prep, data_prep, make_shards, jsonl, texts, tmp_path, point):
     clean = make_shards(texts, "clean", records_per_shard=2)
     out = tmp_path / "out"
     command = ["shard", "--source", "text.jsonl", "--out", "out", "--length", 32, "--val-fraction", 0.2]
     command += ["--records-per-shard", 2]
     jsonl(texts)
-    result = run_python("-c", KILLED.format(**POINTS[point]), *command)
-    assert result.returncode == -signal.SIGKILL, result
+    killed_data_prep(command, **POINTS[point])
     assert not (out / "dataset.json").exists()
     for path in out.glob("*.tar"):
         assert path.read_bytes() == (clean / path.name).read_bytes()

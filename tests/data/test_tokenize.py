@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import signal
 import time
 import unicodedata
 from collections import Counter
@@ -132,29 +131,12 @@ def test_a_rerun_makes_what_is_missing_and_no_more(make, source):
     assert "already holds this dataset; nothing written" in make(source)[1]
 
 
-# kills itself with SIGKILL when a function is called for the n-th time
-KILLED = """
-import os, signal, sys
-import data_prep.{module} as place
-from data_prep.__main__ import main
-original, calls = place.{function}, 0
-def counted(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == {call}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*arguments, **options)
-place.{function} = counted
-main(sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize(
     ("module", "function", "call"),
     [("shards", "_offsets", 5), ("parts", "write_json", 3), ("tokenize", "merge", 1), ("finish", "write_json", 1)],
 )
 def test_killed_at_any_point_the_same_command_goes_on(
-    make, run_python, data_prep, source, tmp_path, module, function, call
+    make, killed_data_prep, data_prep, source, tmp_path, module, function, call
 ):
     clean, _ = make(source, "clean")
     command = [
@@ -171,8 +153,7 @@ def test_killed_at_any_point_the_same_command_goes_on(
         1,
     ]
     command += ["--val-fraction", 0.2, "--records-per-shard", 2]
-    result = run_python("-c", KILLED.format(module=module, function=function, call=call), *command)
-    assert result.returncode == -signal.SIGKILL, result
+    killed_data_prep(command, module=f"data_prep.{module}", function=function, call=call)
     out = tmp_path / "out"
     assert not (out / "dataset.json").exists()
     for path in out.glob("*.tar"):
