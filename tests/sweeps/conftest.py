@@ -1,6 +1,7 @@
 """Fixtures: a study file, the stand-in experiment, workers as processes that end with the test."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import time
@@ -102,3 +103,34 @@ def eventually():
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Opens pages in headless Chromium: `open(url)` gives the driver, `errors()` what scripts complained of since."""
+    from types import SimpleNamespace
+
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and chromedriver):
+        pytest.skip("Chromium is not installed: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     "--window-size=1500,1300", "--no-first-run", "--disable-background-networking",
+                     f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    driver.set_page_load_timeout(60)
+
+    def opened(url):
+        driver.get_log("browser")
+        driver.get(url)
+        return driver
+
+    def errors():
+        return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+    yield SimpleNamespace(driver=driver, open=opened, errors=errors)
+    driver.quit()
