@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from diffusion_lm.errors import UserError, did_you_mean, unknown
+from diffusion_lm.errors import UserError, unknown
+from sweeps import study_file
 from sweeps.space import Choices, Range, flatten
 from sweeps.space import parse as parse_dimension
 
-FOLDER = Path("sweeps")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 DIRECTIONS = ("minimize", "maximize")
 # What training reports under these names: a typing error must show before the first trial is trained, not after.
@@ -94,29 +94,12 @@ class StudyConfig:
 
 def load(study: str | Path) -> StudyConfig:
     """The study in the file `study`, or in ``sweeps/<study>.yaml``. Raises `UserError`."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    path = _find(study)
+    path = study_file.find(study)
+    raw = study_file.read(path)
     try:
-        # OmegaConf's reader, so that 1e-3 is a number here as it is in an experiment, and a key given twice is refused.
-        raw = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from None
-    try:
-        return from_dict(raw, default_name=path.stem)
+        return from_dict(raw, default_name=study_file.default_name(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _find(study: str | Path) -> Path:
-    for path in (Path(study), FOLDER / f"{study}.yaml"):
-        if path.is_file():
-            return path
-    known = [str(path) for path in sorted(FOLDER.glob("*.yaml"))]
-    raise UserError(f"study '{study}' does not exist; expected a YAML file, for example {', '.join(known) or 'my.yaml'}"
-                    f"{did_you_mean(str(study), [*known, *(Path(path).stem for path in known)])}")
 
 
 def from_dict(raw: Any, default_name: str = "study") -> StudyConfig:
