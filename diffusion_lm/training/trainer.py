@@ -21,6 +21,7 @@ from diffusion_lm.training.averaging import Average
 from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Scalars, Throughput
 from diffusion_lm.training.clip_search import ClipSearch
 from diffusion_lm.training.events import Events
+from diffusion_lm.training.grace import Grace
 from diffusion_lm.training.run import Run
 from diffusion_lm.training.strategy import make_strategy
 
@@ -93,6 +94,7 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
         plugins=[AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         default_root_dir=run.folder,
         callbacks=[
+            Grace(),
             Throughput(tokens_per_step),
             Samples(run, training.samples),
             *average,

@@ -11,10 +11,12 @@ SCRIPT = '''
 import errno
 import os
 import sys
+import time
 
 from diffusion_lm import lightning_module
 from diffusion_lm.__main__ import main
 from diffusion_lm.errors import RunError, run_command
+from diffusion_lm.training.events import Events
 
 kind, ranks = os.environ["BREAK"].split(":")
 Module = lightning_module.DiffusionModule
@@ -28,7 +30,13 @@ def step(self, batch, index):
     return inner(self, batch, index)
 
 
+def finalize(self, status):
+    """Takes longer than Lightning waits between two looks at the devices that it started."""
+    time.sleep(float(os.environ.get("SLOW", 0)) * (self.experiment is not None and status == "failed"))
+
+
 Module.training_step = step
+Events.finalize = finalize
 if __name__ == "__main__":
     sys.exit(run_command(main, sys.argv[1:]))
 '''
@@ -70,13 +78,14 @@ def test_training_that_diverges(place, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "ranks"), [("run", "0"), ("run", "1"), ("run", "01"), ("disk", "0"), ("bug", "1"), ("bug", "01")]
+    ("kind", "ranks", "slow"),
+    [("run", "0", 0), ("run", "1", 6), ("run", "01", 0), ("disk", "0", 0), ("bug", "1", 0), ("bug", "01", 0)],
 )
-def test_devices_that_the_command_starts(place, kind, ranks):
+def test_devices_that_the_command_starts(place, kind, ranks, slow):
     """As a person types it. Whoever fails, nobody else is heard, and no process is left behind."""
     (place.folder / "script.py").write_text(SCRIPT)
     command = [sys.executable, "script.py", "train", "tiny.yaml", "run=run", *together("fsdp")]
-    environment = {**os.environ, "PYTHONPATH": str(place.root), "BREAK": f"{kind}:{ranks}"}
+    environment = {**os.environ, "PYTHONPATH": str(place.root), "BREAK": f"{kind}:{ranks}", "SLOW": str(slow)}
     # the pipes are open until the last process has ended
     done = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
