@@ -3,6 +3,10 @@
 It needs neither systemd nor cgroups nor root, lives in one directory and starts in about a second. Every daemon runs in
 the foreground as a child of this process, so stopping it stops exactly what it started. Debian and Ubuntu packages:
 slurmctld slurmd slurm-client munge.
+
+It can lose what real ones lose: a node with all that runs there (`fail`, `heal`), and SLURM itself, while jobs go on
+(`lose_slurm`, `find_slurm`). Partitions: `main`; `short`, two minutes at most; `preempt`, whose jobs are requeued
+when `main` needs their nodes.
 """
 
 import contextlib
@@ -49,13 +53,18 @@ SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 JobRequeue=1
 ReturnToService=2
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0
 SlurmctldTimeout=10
 SlurmdTimeout=10
 KillWait=5
 MinJobAge=3600
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=8192 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES State=UP MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=512
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=512
+PartitionName=main Default=YES PriorityTier=10
+PartitionName=short MaxTime=2 DefaultTime=1 PriorityTier=10
+PartitionName=preempt PriorityTier=1 GraceTime=5
 """
 
 
@@ -82,12 +91,8 @@ class Cluster:
                         f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munged.pid",
                         f"--log-file={self.folder}/log/munged.log", f"--seed-file={self.folder}/munge.seed")
             self.until((self.folder / "munge.socket").exists, 10)
-            config = str(self.folder / "slurm.conf")
-            self._start("slurmctld", "slurmctld", "-D", "-f", config)
-            self.until(lambda: "is UP" in self._ask("scontrol", "ping"), 20)
-            for node in range(1, self.nodes + 1):
-                self._start(f"n{node}", "slurmd", "-D", "-f", config, "-N", f"n{node}")
-            self.until(lambda: self._ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").count("n") == self.nodes, 30)
+            self.find_slurm()
+            self.until(lambda: len(self.nodes_in("idle")) == self.nodes, 30)
         except BaseException:
             self.__exit__()
             raise
@@ -99,7 +104,7 @@ class Cluster:
         # munged last: without it the others wait for it while they end.
         self._stop([name for name in self.daemons if name != "munged"])
         self._stop(["munged"] if "munged" in self.daemons else [])
-        self._signal_strays()
+        self._kill(self._belongs_here)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, *command: str, **more: object) -> str:
@@ -114,6 +119,37 @@ class Cluster:
             logs = sorted((self.folder / "log").glob("*"))
             tails = "\n".join(f"{path.name}:\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
             raise AssertionError(f"the cluster did not get there in {seconds} s\n{tails}")
+
+    def nodes_in(self, states: str) -> set[str]:
+        """The nodes in one of `states`, for example ``idle,mix,alloc``."""
+        return set(self._ask("sinfo", "-h", "-N", "-t", states, "-o", "%N").split())
+
+    def fail(self, node: str) -> None:
+        """The node loses power: its slurmd and all that runs there end at once. SLURM notices in 20 to 30 s."""
+        self.daemons[node].kill()
+        self.daemons[node].wait()
+        # Again until nothing is left: what is killed may have been starting something.
+        self.until(lambda: not self._kill(lambda process: self._runs_on(process, node)), 10)
+
+    def heal(self, node: str) -> None:
+        """Switch a node on again."""
+        if node not in self.daemons or self.daemons[node].poll() is not None:
+            self._start(node, "slurmd", "-D", "-f", str(self.folder / "slurm.conf"), "-N", node)
+
+    def lose_slurm(self) -> None:
+        """SIGKILL to the controller and to every node's daemon. Jobs run on, and nobody answers a question."""
+        lost = [daemon for name, daemon in self.daemons.items() if name != "munged"]
+        for daemon in lost:
+            daemon.kill()
+        for daemon in lost:
+            daemon.wait()
+
+    def find_slurm(self) -> None:
+        """Start the controller, and every node's daemon that does not run, with the state they left."""
+        self._start("slurmctld", "slurmctld", "-D", "-f", str(self.folder / "slurm.conf"))
+        self.until(lambda: "is UP" in self._ask("scontrol", "ping"), 20)
+        for number in range(1, self.nodes + 1):
+            self.heal(f"n{number}")
 
     def _configure(self) -> None:
         for name in ("log", "state", "spool"):
@@ -163,21 +199,37 @@ class Cluster:
             time.sleep(0.1)
         return True
 
-    def _signal_strays(self) -> None:
-        """Kill what jobs left behind: processes that carry this cluster's address, and step daemons with its logs."""
-        for path in Path("/proc").glob("[0-9]*"):
-            if self._belongs_here(path):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(path.name), signal.SIGKILL)
+    def _kill(self, doomed: Callable[[Path], bool]) -> int:
+        """SIGKILL to the processes for which `doomed` is true; returns how many there were."""
+        found = [path for path in Path("/proc").glob("[0-9]*") if doomed(path)]
+        for path in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(path.name), signal.SIGKILL)
+        return len(found)
 
     def _belongs_here(self, process: Path) -> bool:
+        """Whether a process is left of a job: it carries this cluster's address, or is a step's daemon."""
+        return f"SLURM_CONF={self.folder}/slurm.conf" in _environment(process) or self._steps_of(process, "*")
+
+    def _runs_on(self, process: Path, node: str) -> bool:
+        carried = _environment(process)
+        here = {f"SLURM_CONF={self.folder}/slurm.conf", f"SLURMD_NODENAME={node}"} <= carried
+        return here or self._steps_of(process, node)
+
+    def _steps_of(self, process: Path, node: str) -> bool:
+        """Whether a process is a step's daemon of `node`, which outlives its slurmd: known by the log that it holds."""
         try:
-            if f"SLURM_CONF={self.folder}/slurm.conf".encode() in (process / "environ").read_bytes().split(b"\0"):
-                return True
-            stepd = (process / "comm").read_text().startswith("slurmstepd")
-            return stepd and any(os.readlink(link).startswith(f"{self.folder}/") for link in (process / "fd").iterdir())
+            return (process / "comm").read_text().startswith("slurmstepd") and any(
+                Path(os.readlink(link)).match(f"{self.folder}/log/{node}.log") for link in (process / "fd").iterdir())
         except OSError:
             return False
+
+
+def _environment(process: Path) -> set[str]:
+    try:
+        return set((process / "environ").read_bytes().decode(errors="replace").split("\0"))
+    except OSError:
+        return set()
 
 
 def _free_ports(count: int) -> int:
