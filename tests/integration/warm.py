@@ -8,6 +8,7 @@ starts them.
 """
 
 import atexit
+import faulthandler
 import gc
 import importlib
 import json
@@ -54,6 +55,7 @@ def become(order):
     os.chdir(order["cwd"])
     for number, (path, flags) in enumerate([(os.devnull, 0), (order["out"], os.O_WRONLY), (order["err"], os.O_WRONLY)]):
         os.dup2(os.open(path, flags), number)
+    faulthandler.enable()  # where a crash in native code happened, for the message of the test
     if order["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
     for fault in order["faults"]:
