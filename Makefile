@@ -8,15 +8,14 @@ VENV ?= .venv
 TORCH_INDEX_URL ?=
 STUDY ?= sweeps/quickstart.yaml
 
-# Worker processes and threads in each: two everyday tests at a time; the rest starts clusters, kills workers and
-# measures time, so one after the other in pytest's own process (0). Models here are too small for many threads.
+# Worker processes and threads in each: two tests at a time. Those with a SLURM cluster share it and have nodes of their
+# own, so one after the other in pytest's own process. Models here are too small for many threads.
 JOBS ?= 2
 THREADS ?= 1
-SLOW_JOBS ?= 0
-SLOW_THREADS ?= 2
 QUICKSTART_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -lt 4 ] && echo "$$n" || echo 4)
 EVERYDAY := not slow and not slurm and not mamba_ssm and not gpu
 PYTEST = python -m pytest --dist loadfile --jaxtyping-packages=diffusion_lm,beartype.beartype
+SIDE_BY_SIDE = OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n $(JOBS)
 
 # Torch comes at its pinned version: unpinned, an index could serve gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -67,11 +66,13 @@ quickstart: install ## the whole idea in minutes: default shards, the quickstart
 
 test: install ## the everyday tests (JOBS=2 processes; ARGS='-k name' and the like go to pytest)
 	@echo "==> everyday tests"
-	@$(ACTIVATE) && OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n $(JOBS) -m "$(EVERYDAY)" $(ARGS)
+	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m "$(EVERYDAY)" $(ARGS)
 
 test-slow: mamba-ssm ## what `make test` leaves out: slow, SLURM, mamba-ssm and GPU tests
-	@echo "==> slow, SLURM, mamba-ssm and GPU tests"
-	@$(ACTIVATE) && OMP_NUM_THREADS=$(SLOW_THREADS) $(PYTEST) -n $(SLOW_JOBS) -m "not ($(EVERYDAY))" $(ARGS)
+	@echo "==> slow, mamba-ssm and GPU tests"
+	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m "not slurm and not ($(EVERYDAY))" $(ARGS)
+	@echo "==> SLURM tests"
+	@$(ACTIVATE) && OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n 0 -m slurm $(ARGS)
 
 test-all: test test-slow ## both
 
