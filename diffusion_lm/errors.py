@@ -15,6 +15,14 @@ class RunError(Exception):
     """A run that cannot go on: a full disk, weights that are no numbers. One line; command lines exit with status 1."""
 
 
+class NotFiniteError(RunError):
+    """A loss or a bound that is no number: training has diverged."""
+
+
+class DiskError(RunError):
+    """A disk that is full or not writable."""
+
+
 class Parser(argparse.ArgumentParser):
     """Bad arguments are one line, like every other bad input."""
 

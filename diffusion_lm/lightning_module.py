@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lm.blockwise import objective_of
 from diffusion_lm.config import build, part_class, to_tree
 from diffusion_lm.data.info import DatasetInfo
-from diffusion_lm.errors import RunError, UserError
+from diffusion_lm.errors import NotFiniteError, UserError
 from diffusion_lm.evaluation.levels import LevelCurve
 from diffusion_lm.evaluation.text import draw_texts
 from diffusion_lm.experiment import ExperimentConfig
@@ -78,7 +78,7 @@ class DiffusionModule(lightning.LightningModule):
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         if not value.isfinite().all():
-            raise RunError(
+            raise NotFiniteError(
                 f"{self.config.name}: the {name} is no number at step {self.global_step}, training has diverged; start "
                 "again with run=NEW and a lower training.lr, or a longer training.warmup_steps"
             )

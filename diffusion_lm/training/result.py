@@ -11,6 +11,7 @@ from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.evaluation.floor import ABOVE, ENTROPY_RATE, above_floor
 from diffusion_lm.experiment import ROOT
 from diffusion_lm.lightning_module import DiffusionModule
+from diffusion_lm.training.memory import peak_memory
 from diffusion_lm.training.run import Run
 
 
@@ -22,12 +23,12 @@ def finish(
     reports = run.reports()
     metrics = reports[max(reports)] if reports else {}
     samples = run.folder / "samples.txt"
-    earlier = (run.result() or {}).get("seconds", 0.0)
+    earlier = run.result() or {}
     run.write_result(
         {
             "status": status,
             "step": trainer.global_step,
-            "tokens": trainer.global_step * config.training.batch_size * config.data.length,
+            "tokens": trainer.datamodule.position * config.data.length,
             "metrics": {name: value for name, value in metrics.items() if name not in ("step", "tokens")},
             "process": name_of(config.process),
             "kind": module.objective.kind().given_ends(config.data.isolate_documents).to_dict(),
@@ -41,7 +42,8 @@ def finish(
                 ENTROPY_RATE: info.entropy_rate,
             },
             ABOVE: above_floor(metrics.get("val/nll"), {ENTROPY_RATE: info.entropy_rate}),
-            "seconds": earlier + seconds,
+            "seconds": earlier.get("seconds", 0.0) + seconds,
+            "peak_memory": max(earlier.get("peak_memory", 0), peak_memory()),
             "sample": samples.read_text(encoding="utf-8") if samples.exists() else "",
             "git": git_commit(),
         }

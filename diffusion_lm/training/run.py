@@ -24,12 +24,15 @@ MAY_CHANGE = (
 """Keys of `training` that say how a run is computed and not what: it goes on with other values of them."""
 DATA_MAY_CHANGE = ("num_workers", "on_damage", "cache", "cache_gb")
 """Keys of `data` for which that holds: how it is read, and what becomes of damage that turns up."""
+BATCH = ("batch_size", "micro_batch")
+"""Keys of `training` that may change, besides, where a run goes on from a checkpoint between two batches of either size."""
 FINISHED, PRUNED, INTERRUPTED = "finished", "pruned", "interrupted"
 
 
-def changes(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
-    """Lines ``key: old -> new`` for what makes another run of it."""
-    free = {f"training.{name}" for name in MAY_CHANGE} | {f"data.{name}" for name in DATA_MAY_CHANGE}
+def changes(old: ExperimentConfig, new: ExperimentConfig, resumed: bool = False) -> list[str]:
+    """Lines ``key: old -> new`` for what makes another run of it, or, of a run that is `resumed`, cannot be changed."""
+    free = {f"training.{name}" for name in (*MAY_CHANGE, *(BATCH if resumed else ()))}
+    free |= {f"data.{name}" for name in DATA_MAY_CHANGE}
     return [line for line in differences(to_dict(old), to_dict(new)) if line.partition(":")[0] not in free]
 
 
@@ -42,6 +45,7 @@ class Run:
         self.checkpoint = self.folder / "checkpoints" / "last.ckpt"
         self.report_file = self.folder / "report.jsonl"
         self.result_file = self.folder / "result.json"
+        self.failure_file = self.folder / "failure.json"
         self.stop_file = self.folder / "STOP"
 
     def saved_config(self) -> ExperimentConfig | None:
@@ -52,7 +56,7 @@ class Run:
         """Refuse a study's folder, and to go on here with another config than the saved one."""
         if (self.folder / "study.yaml").exists():
             raise UserError(f"{self.folder} is the folder of a study; give the run another with run=DIR")
-        changed = changes(saved, config) if saved else []
+        changed = changes(saved, config, resumed=self.unfinished()) if saved else []
         if changed:
             raise UserError(
                 f"{self.folder} was started with another config ({'; '.join(changed)}); give run=NEW for another "
@@ -83,6 +87,10 @@ class Run:
             yield
         finally:
             os.close(handle)
+
+    def unfinished(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.checkpoint.is_file() and (self.result() or {}).get("status") != FINISHED
 
     def save_config(self, config: ExperimentConfig) -> None:
         """Write config.yaml."""

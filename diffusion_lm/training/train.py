@@ -13,14 +13,15 @@ import torch
 from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps, open_split
 from diffusion_lm.data.info import DatasetInfo, data_facts
 from diffusion_lm.data.manifest import SPLITS
-from diffusion_lm.errors import RunError, UserError
+from diffusion_lm.errors import DiskError, UserError
 from diffusion_lm.experiment import ExperimentConfig, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.blocks import check_compiler, prepare_blocks
 from diffusion_lm.training.callbacks import Checkpoints, Stopped
 from diffusion_lm.training.checkpoint import read_checkpoint
 from diffusion_lm.training.failure import failing_once, refused_once
-from diffusion_lm.training.hparams import flat_hparams
+from diffusion_lm.training.failure_class import recorded
+from diffusion_lm.training.hparams import columns, flat_hparams
 from diffusion_lm.training.pretrained import start_from_pretrained
 from diffusion_lm.training.result import finish, summary
 from diffusion_lm.training.run import FINISHED, INTERRUPTED, PRUNED, Run
@@ -28,6 +29,10 @@ from diffusion_lm.training.signals import StopSignal
 from diffusion_lm.training.strategy import check_shares
 from diffusion_lm.training.trainer import make_trainer, quiet
 
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    errno.EROFS: "make the folder writable",
+}
 EXIT_CODES = {FINISHED: 0, PRUNED: 3, INTERRUPTED: 75}
 
 
@@ -88,7 +93,8 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
 
 def train(config: ExperimentConfig, run: Run) -> int:
     """Train until done or told to stop; returns the exit status: 0 finished, 75 interrupted, 3 pruned, 130 Ctrl-C."""
-    with refused_once(config.training.devices * config.training.num_nodes), quiet(), StopSignal() as stop:
+    devices = config.training.devices * config.training.num_nodes
+    with refused_once(devices), recorded(run), quiet(), StopSignal() as stop:
         module, info = prepare(config, run)
         with run.locked():
             result = run.result()
@@ -103,13 +109,14 @@ def train(config: ExperimentConfig, run: Run) -> int:
             try:
                 run.save_config(module.config)
                 run.stop_file.unlink(missing_ok=True)
+                run.failure_file.unlink(missing_ok=True)
                 return _fit(module, run, info, resumed_at, stop)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if error.errno not in REMEDIES:
                     raise
-                raise RunError(
-                    f"{run.folder}: {error.strerror}; make room, then repeat the command: it goes on from the last "
-                    "checkpoint"
+                raise DiskError(
+                    f"{run.folder}: {error.strerror}; {REMEDIES[error.errno]}, then repeat the command: it goes on "
+                    "from the last checkpoint"
                 ) from None
 
 
@@ -128,7 +135,7 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
         + (f", resuming at step {resumed_at}" if resumed_at else _origin(module)),
         flush=True,
     )
-    trainer.logger.log_hyperparams(flat_hparams(config), module.objective.headline)
+    trainer.logger.log_hyperparams(flat_hparams(config, run.folder), columns(module.objective.headline))
     with failing_once(trainer), suppress(Stopped):
         trainer.fit(module, data, ckpt_path=run.checkpoint if resumed_at else None, weights_only=True)
         if training.steps not in run.reports():
