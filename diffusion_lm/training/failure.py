@@ -13,6 +13,7 @@ from lightning import Trainer
 from torch.distributed.distributed_c10d import _get_default_store
 
 from diffusion_lm.errors import RunError, UserError
+from diffusion_lm.training import allocation
 
 FIRST = "DIFFUSION_LM_FIRST_DEVICE"
 """Process id of a first device that has checked everything, and starts the others."""
@@ -49,6 +50,8 @@ def _speaks(devices: int | None) -> bool:
     """Whether this process is the first on its machine, or the only one that refuses: the first device went on."""
     if devices == 1 or os.environ.get(FIRST) == str(os.getppid()):
         return True
+    if allocation.STEP in os.environ:
+        return allocation.speaks_for_step()
     # SLURM numbers also tasks that have nothing to do with one another
     task = os.environ.get("SLURM_LOCALID", "0") if devices else "0"
     return int(os.environ.get("LOCAL_RANK", task)) == 0
