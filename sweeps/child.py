@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from sweeps import launch
 from sweeps.trial_files import CONFIG, LOG
 
 PR_SET_PDEATHSIG = 1
@@ -39,12 +40,12 @@ class Stop:
 
 
 class Child:
-    """A running command. Its output goes to `log`, or where ours goes."""
+    """A running command, on all tasks of this job. Its output goes to `log`, or where ours goes."""
 
     def __init__(self, command: Sequence[str], log: IO[bytes] | None = None):
         # In a process group of its own: Ctrl-C in a terminal comes to us, and we relay it once.
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
-                                        preexec_fn=_die_with_parent())
+        self.process = subprocess.Popen(launch.command(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                        process_group=0, preexec_fn=_die_with_parent())
         self.relayed = False
 
     def wait(self, seconds: float) -> int | None:
@@ -57,9 +58,9 @@ class Child:
     def relay(self, stop: Stop) -> None:
         """Pass a request to stop on, once; the child then writes a checkpoint and ends. A second Ctrl-C kills it."""
         if stop.insisted:
-            self.process.kill()
+            launch.relay(self.process, signal.SIGKILL)
         elif stop.signal is not None and not self.relayed:
-            self.process.send_signal(stop.signal)
+            launch.relay(self.process, stop.signal)
             self.relayed = True
 
 

@@ -22,7 +22,7 @@ from diffusion_lm.errors import UserError
 SRUN = "srun"
 WAIT = 60  # seconds that the other tasks get after the first has ended
 PORTS = range(15000, 32000)  # below those that the kernel gives to outgoing connections
-STEP = "DIFFUSION_LM_STEP"
+STEP = "DIFFUSION_LM_STEP"  # as in diffusion_lm.training.allocation, which imports torch
 """Set in tasks that are the devices of one run, so that they know that SLURM's numbers are about them."""
 FORWARDED = {signal.SIGTERM: signal.SIGUSR1, signal.SIGKILL: signal.SIGTERM}
 """What srun has to be sent instead, for its tasks to get what the key asks for."""
