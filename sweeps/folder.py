@@ -13,10 +13,10 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class StudyFolder:
-    """Paths of one study, and its lock."""
+    """Paths of one study, and its lock. `storage` is where a study that is not started yet is asked to be kept."""
 
-    def __init__(self, config: StudyConfig, root: str | Path = "runs"):
-        self.config = config
+    def __init__(self, config: StudyConfig, root: str | Path = "runs", storage: str | None = None):
+        self.config, self.storage = config, storage
         self.path = Path(root) / config.name
 
     @property
@@ -35,13 +35,23 @@ class StudyFolder:
         return self.path / "study.journal"
 
     @property
+    def storage_file(self) -> Path:
+        """One line, the URL of the study's database; not there for a study in the journal."""
+        return self.path / "storage"
+
+    @property
+    def started(self) -> bool:
+        """Whether somebody planned the study, as far as its folder says."""
+        return self.definition.is_file() and (self.journal.is_file() or self.storage_file.is_file())
+
+    @property
     def claims(self) -> Path:
         """Who worked on which trial: one file per trial and life."""
         return self.path / "claims"
 
     def require(self) -> None:
         """Raise `UserError` if the study was never started."""
-        if not self.definition.is_file() or not self.journal.is_file():
+        if not self.started:
             raise self.not_started()
 
     def not_started(self) -> UserError:

@@ -22,11 +22,13 @@ def plan(folder: StudyFolder, experiments: Experiments) -> optuna.Study:
     """
     optuna_parts.sampler(folder.config, 0)
     optuna_parts.pruner(folder.config)
+    url = storage.choose(folder)
     # Outside the lock, because it takes seconds; inside, the definition is looked at again.
     references = None if folder.definition.is_file() else experiment_files.try_all(folder.config, experiments)
     if references is None:
         refuse_changes(folder)
     with folder.lock():
+        storage.settle(folder, url)
         if folder.definition.is_file():
             refuse_changes(folder)
         else:

@@ -1,71 +1,71 @@
-"""Optuna's storage: a journal on the shared disk that heals when a writer died in the middle of a line."""
+"""Optuna's storage of a study: a journal in the study's folder, or a PostgreSQL database named by URL.
 
-import json
+The choice is made when the study is planned first, by ``--storage`` or the variable SWEEPS_STORAGE. From then on the
+study's own file ``storage`` says it, so that no later command has to; a study without that file has a journal.
+"""
+
 import os
+import shlex
 import warnings
-from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import BaseStorage, JournalStorage
 
+from diffusion_lm.errors import UserError
+from diffusion_lm.files import write_text
 from sweeps import optuna_parts
 from sweeps.folder import StudyFolder
+from sweeps.journal import HealingJournal
 
-BLOCK = 65536
+VARIABLE = "SWEEPS_STORAGE"
+JOURNAL = "journal"
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class HealingJournal(JournalFileBackend):
-    """Optuna's journal file, cut back to its last whole line before anything is appended.
+def choose(folder: StudyFolder) -> str | None:
+    """The database of the study, or None for its journal; what is on disk wins over what is asked for.
 
-    Half a line is what a killed writer or a full quota leaves. Optuna appends to it, and from then on every process
-    fails on the glued line. Each append here checks first, under the journal's own lock.
+    Nothing is written. Raises `UserError` for a URL that cannot be used, a database that does not answer, one that has
+    another study of this name, and for ``--storage`` beside a study that is elsewhere.
     """
+    asked = folder.storage or os.environ.get(VARIABLE) or JOURNAL
+    if folder.started or folder.storage_file.is_file():
+        known = folder.storage_file.read_text().strip() if folder.storage_file.is_file() else JOURNAL
+        if folder.storage is not None and _normal(folder.storage) != known:
+            raise UserError(f"--storage: got '{folder.storage}', but study '{folder.config.name}' is in "
+                            f"{known if known != JOURNAL else folder.journal}; leave out --storage, or give the study "
+                            "another name")
+        _check(known)
+        return None if known == JOURNAL else known
+    url = _normal(asked)
+    _check(url)
+    if url == JOURNAL:
+        return None
+    # A planner of this very folder writes the file first: what it makes meanwhile is no stranger's.
+    if folder.config.name in _names(url) and not folder.storage_file.is_file():
+        raise UserError(f"--storage: {url} holds a study '{folder.config.name}' already, of another folder than "
+                        f"{folder.path}; give this one another name, name the other's folder by --root, or remove that "
+                        f"study: optuna delete-study --study-name {shlex.quote(folder.config.name)} --storage "
+                        f"{shlex.quote(url)}")
+    return url
 
-    def __init__(self, path: Path):
-        # Absolute: Optuna's lock is a symbolic link to the name given, and with a relative one it never finds it stale.
-        self._path = str(path.absolute())
-        self._file_lock = JournalFileSymlinkLock(self._path)
-        super().__init__(self._path, self._file_lock)
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        self._file_lock.acquire()
-        try:
-            heal(self._path)
-            with open(self._path, "ab") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            self._file_lock.release()
+def settle(folder: StudyFolder, url: str | None) -> None:
+    """Write down where the study is. The caller holds the study's lock, and calls this before anything else."""
+    if url is not None and not folder.started and not folder.storage_file.is_file():
+        write_text(folder.storage_file, url + "\n")
 
 
-def heal(path: str | Path) -> None:
-    """Cut `path` after its last newline. The caller holds the lock."""
-    with open(path, "rb+") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - BLOCK)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-            os.fsync(file.fileno())
+def address(folder: StudyFolder) -> str:
+    """What optuna-dashboard and Optuna's own command line take for the study's storage."""
+    return folder.storage_file.read_text().strip() if folder.storage_file.is_file() else str(folder.journal)
 
 
 def create(folder: StudyFolder) -> optuna.Study:
     """The study in `folder`, created if it is not there yet. The caller holds the study's lock."""
     config = folder.config
-    storage = JournalStorage(HealingJournal(folder.journal))
-    study = optuna.create_study(storage=storage, study_name=config.name, directions=list(config.metrics.values()),
+    study = optuna.create_study(storage=_open(folder), study_name=config.name, directions=list(config.metrics.values()),
                                 sampler=optuna_parts.sampler(config, 0), pruner=optuna_parts.pruner(config),
                                 load_if_exists=True)
     if study.metric_names is None:
@@ -76,12 +76,42 @@ def create(folder: StudyFolder) -> optuna.Study:
 
 
 def load(folder: StudyFolder) -> optuna.Study:
-    """The study in `folder`, which the planner made. Raises `UserError` if it was not started."""
+    """The study in `folder`, which the planner made. Raises `UserError` if it was not started, or is out of reach."""
     folder.require()
     config = folder.config
-    storage = JournalStorage(HealingJournal(folder.journal))
+    _check(address(folder) if folder.storage_file.is_file() else JOURNAL)
     try:
-        return optuna.load_study(storage=storage, study_name=config.name, sampler=optuna_parts.sampler(config, 0),
-                                 pruner=optuna_parts.pruner(config))
+        return optuna.load_study(storage=_open(folder), study_name=config.name,
+                                 sampler=optuna_parts.sampler(config, 0), pruner=optuna_parts.pruner(config))
     except KeyError:
         raise folder.not_started() from None
+
+
+def _open(folder: StudyFolder) -> BaseStorage:
+    if not folder.storage_file.is_file():
+        return JournalStorage(HealingJournal(folder.journal))
+    from sweeps import database
+
+    return database.connect(database.parse(address(folder)))
+
+
+def _normal(text: str) -> str:
+    """The word for a journal, or the URL as it is kept."""
+    if text == JOURNAL:
+        return text
+    from sweeps import database
+
+    return database.parse(text).render_as_string()
+
+
+def _check(url: str) -> None:
+    if url != JOURNAL:
+        from sweeps import database
+
+        database.check(database.parse(url))
+
+
+def _names(url: str) -> list[str]:
+    from sweeps import database
+
+    return optuna.get_all_study_names(database.connect(database.parse(url)))

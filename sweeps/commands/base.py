@@ -15,6 +15,13 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="runs", help="the folder that holds the studies' folders [%(default)s]")
 
 
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """--storage, for commands that may start a study."""
+    parser.add_argument("--storage", metavar="URL", help="keep a new study in this database: "
+                        "postgresql://USER@HOST/NAME, the password in ~/.pgpass; without it SWEEPS_STORAGE says it, "
+                        "else the study is a journal in its folder")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """--json, for commands that print."""
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
@@ -25,4 +32,4 @@ def study_folder(arguments: argparse.Namespace) -> "StudyFolder":
     from sweeps import study
     from sweeps.folder import StudyFolder
 
-    return StudyFolder(study.load(arguments.study), arguments.root)
+    return StudyFolder(study.load(arguments.study), arguments.root, getattr(arguments, "storage", None))

@@ -2,10 +2,14 @@
 
 import argparse
 
-from sweeps.commands.base import add_study, study_folder
+from sweeps.commands.base import add_storage, add_study, study_folder
 
 HELP = "check the study and enqueue its design; doing it again adds nothing"
-add_arguments = add_study
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_study(parser)
+    add_storage(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from sweeps.storage import BLOCK, HealingJournal, heal
+from sweeps.journal import BLOCK, HealingJournal, heal
 
 
 def study_in(path, backend=HealingJournal):

@@ -1,0 +1,121 @@
+"""A study in PostgreSQL: the URL, the connection, and Optuna's storage without its cost per waiting trial."""
+
+import time
+import warnings
+from typing import Any
+
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
+from optuna.storages._rdb.models import TrialModel
+from optuna.trial import TrialState
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from diffusion_lm.errors import RunError, UserError
+
+DRIVER = "postgresql+psycopg"
+EXAMPLE = "postgresql://USER@HOST/DATABASE"
+ANSWER_WITHIN = 10  # seconds for a server to answer
+PATIENCE = 60.0  # seconds that a worker waits for a server that is started again; SLURM's warning comes 180 s ahead
+CREATING = 0x5_3EE_9  # PostgreSQL's number of the lock under which tables are made
+
+
+def parse(text: str) -> URL:
+    """The URL of a database as the driver wants it. Raises `UserError` for what is no place for a study."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise UserError(f"--storage: got '{text}', expected a URL such as {EXAMPLE}; without --storage the study is a "
+                        "journal in its folder") from None
+    if url.get_backend_name() == "sqlite":
+        raise UserError(f"--storage: got '{text}'; SQLite is no place for several workers: it hands one waiting trial "
+                        f"to two of them and is not safe on NFS; leave out --storage (a journal) or give {EXAMPLE}")
+    if url.drivername not in ("postgresql", "postgres", DRIVER):
+        raise UserError(f"--storage: got a URL of '{url.drivername}', expected {EXAMPLE}; leave it out for a journal "
+                        "in the study's folder")
+    if url.password is not None or "password" in url.query:
+        raise UserError(f"--storage: got a URL with a password ({url.set(query={})}), which the study's folder "
+                        "and logs would show; leave it out and put it into ~/.pgpass (chmod 600) or PGPASSWORD")
+    return url.set(drivername=DRIVER)
+
+
+def check(url: URL) -> None:
+    """Raise `UserError` if the database does not answer."""
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool,
+                                      connect_args={"connect_timeout": ANSWER_WITHIN})
+    try:
+        engine.connect().close()
+    except ModuleNotFoundError:
+        raise UserError("--storage: PostgreSQL needs psycopg 3, which is not installed: pip install 'psycopg[binary]'"
+                        ) from None
+    except SQLAlchemyError as error:
+        raise UserError(f"--storage: {url.render_as_string()} cannot be used ({_reason(error)}); expected a PostgreSQL "
+                        f"server that answers: look whether it runs, and at user, database, ~/.pgpass and pg_hba.conf; "
+                        "nothing was written") from None
+
+
+def connect(url: URL) -> "Database":
+    """The storage in the database at `url`, with its tables. Any number of processes may call this at once."""
+    text = url.render_as_string(hide_password=False)
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    sqlalchemy.event.listen(engine, "do_connect", _patient)
+    with engine.begin() as connection:
+        # Optuna's "create tables if there are none" fails in all but the first of several processes.
+        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(CREATING)))
+        # Few connections, each tried before use: a server has 100 of them, and a trial may last longer than one lives.
+        backend = RDBStorage(text, engine_kwargs={"pool_size": 1, "pool_pre_ping": True})
+    sqlalchemy.event.listen(backend.engine, "do_connect", _patient)
+    return Database(backend)
+
+
+class Database(_CachedStorage):
+    """Optuna's cache over a database, which reads again only what may have changed.
+
+    Optuna's own reads every unfinished trial at each look. That is right for running trials; but a planned study has
+    thousands that wait, and nobody changes those without their state. One narrow query asks for all states.
+    """
+
+    def _read_trials_from_remote_storage(self, study_id: int) -> None:
+        with self._lock:
+            known = self._studies.setdefault(study_id, _StudyInfo()).trials
+            with self._backend.scoped_session() as session:
+                states = session.query(TrialModel.trial_id, TrialModel.number, TrialModel.state).filter(
+                    TrialModel.study_id == study_id).all()
+            changed = {trial_id for trial_id, number, state in states
+                       if state == TrialState.RUNNING or number not in known or known[number].state != state}
+            if changed:
+                self._add_trials_to_cache(study_id, self._fetch(study_id, changed))
+
+    def _fetch(self, study_id: int, ids: set[int]) -> list[Any]:
+        """These trials, read as a whole where they are many."""
+        newest = max(ids)
+        return [trial for trial in self._backend._get_trials(study_id, None, ids, newest if len(ids) < 1000 else -1)
+                if trial._trial_id in ids]
+
+
+def _patient(dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    """Connect, and wait for a server that does not answer: it may be starting again."""
+    keywords.setdefault("connect_timeout", ANSWER_WITHIN)
+    end, said = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            return dialect.connect(*arguments, **keywords)
+        except dialect.loaded_dbapi.OperationalError as error:
+            if time.monotonic() > end:
+                raise RunError(f"the study's PostgreSQL server did not answer for {PATIENCE:.0f} s ({_first(error)}); "
+                               "start the worker again when it does: running trials are continued") from None
+            if not said:
+                warnings.warn(f"the study's PostgreSQL server does not answer ({_first(error)}); waiting for it",
+                              stacklevel=2)
+                said = True
+            time.sleep(1)
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    return _first(getattr(error, "orig", None) or error)
+
+
+def _first(error: BaseException) -> str:
+    """An error of the driver as half a line."""
+    return " ".join(str(error).split())[:200]
