@@ -109,7 +109,8 @@ class Cluster:
 
     def run(self, *command: str, **more: object) -> str:
         """The output of a command that must succeed on the cluster."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, **more)
+        more = {"env": self.environment, **more}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr or done.stdout}"
         return done.stdout.strip()
 

@@ -1,9 +1,22 @@
-"""The cluster that the SLURM tests share."""
+"""The cluster that the SLURM tests share, a tiny experiment, and how a script is submitted."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "dog", "run", "to", "some", "old", "tree")
+EXPERIMENT = {
+    "model": {"d_model": 32},
+    "denoiser": {"name": "transformer", "n_layers": 1, "mixer": {"name": "attention", "head_dim": 16}},
+    "training": {"steps": 60, "batch_size": 8, "warmup_steps": 5, "val_every": 15, "checkpoint_every": 15,
+                 "samples": 1},
+    "sampler": {"num_steps": 4},
+    "evaluation": {"draws": 2},
+}
 
 
 def _module(name):
@@ -21,3 +34,77 @@ def cluster():
         pytest.skip(f"no {', '.join(missing)}: apt-get install slurmctld slurmd slurm-client munge")
     with module.Cluster(nodes=3) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def tiny(cluster, tmp_path_factory):
+    """A tiny experiment on shards of its own."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "text").mkdir()
+    for number in range(100):
+        words = (WORDS[(number * 7 + place * place) % len(WORDS)] for place in range(120))
+        (folder / "text" / f"{number}.txt").write_text(" ".join(words))
+    cluster.run(sys.executable, "-m", "data_prep", "shard", "--source", str(folder / "text"), "--out",
+                str(folder / "shards"), "--length", "64", "--val-fraction", "0.2", cwd=PROJECT)
+    data = {"path": str(folder / "shards"), "length": 64, "val_sequences": 16}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({"data": data, **EXPERIMENT}))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture
+def submit(cluster, tmp_path):
+    """Submits a script as a user would, from the project's folder; returns the job's number."""
+
+    def run(script, *arguments, options=(), **environment):
+        wanted = {**cluster.environment, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment}
+        return cluster.run("sbatch", "--parsable", f"--output={tmp_path}/%x-%A_%a.out", *options, str(script),
+                           *map(str, arguments), cwd=PROJECT, env=wanted)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def disturbed():
+    """The class of a sweep that a test does things to."""
+    return _module("disturbed").Sweep
+
+
+@pytest.fixture(scope="session")
+def traces():
+    """What a training leaves behind, read for comparison."""
+    return _module("traces")
+
+
+@pytest.fixture
+def over(cluster):
+    """Whether nothing of a job is in the queue any more."""
+
+    def ask(job):
+        return lambda: not [line for line in cluster.run("squeue", "-h", "-o", "%A %F").splitlines()
+                            if job in line.split()]
+
+    return ask
+
+
+@pytest.fixture
+def logs(tmp_path):
+    """What the jobs of this test said, in one text."""
+
+    def read():
+        return "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(tmp_path.glob("*.out")))
+
+    return read
+
+
+@pytest.fixture
+def records_of():
+    """The trials of a study file in a root, joined with their folders."""
+
+    def read(path, root):
+        from sweeps import history, storage, study
+        from sweeps.folder import StudyFolder
+
+        folder = StudyFolder(study.load(path), root)
+        return history.records(folder, storage.load(folder))
+
+    return read

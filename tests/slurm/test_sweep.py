@@ -11,63 +11,10 @@ import pytest
 import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "that", "dog", "run", "to", "some", "old", "tree")
-EXPERIMENT = {
-    "model": {"d_model": 32},
-    "denoiser": {"name": "transformer", "n_layers": 1, "mixer": {"name": "attention", "head_dim": 16}},
-    "training": {"steps": 60, "batch_size": 8, "warmup_steps": 5, "val_every": 15, "checkpoint_every": 15,
-                 "samples": 1},
-    "sampler": {"num_steps": 4},
-    "evaluation": {"draws": 2},
-}
-
 pytestmark = pytest.mark.slurm
 
 
-@pytest.fixture(scope="module")
-def tiny(cluster, tmp_path_factory):
-    """A tiny experiment on shards of its own."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "text").mkdir()
-    for number in range(100):
-        words = (WORDS[(number * 7 + place * place) % len(WORDS)] for place in range(120))
-        (folder / "text" / f"{number}.txt").write_text(" ".join(words))
-    cluster.run(sys.executable, "-m", "data_prep", "shard", "--source", str(folder / "text"), "--out",
-                str(folder / "shards"), "--length", "64", "--val-fraction", "0.2", cwd=PROJECT)
-    data = {"path": str(folder / "shards"), "length": 64, "val_sequences": 16}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({"data": data, **EXPERIMENT}))
-    return folder / "tiny.yaml"
-
-
-@pytest.fixture
-def submit(cluster, tmp_path):
-    """Submits a script as a user would, from the project's folder; returns the job's number."""
-
-    def run(script, *arguments, options=(), **environment):
-        cluster.environment.update({"OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment})
-        return cluster.run("sbatch", "--parsable", f"--output={tmp_path}/%x-%A_%a.out", *options, str(script),
-                           *map(str, arguments), cwd=PROJECT)
-
-    return run
-
-
-def trials(path, root):
-    from sweeps import history, storage, study
-    from sweeps.folder import StudyFolder
-
-    folder = StudyFolder(study.load(path), root)
-    return history.records(folder, storage.load(folder))
-
-
-def idle(cluster, job):
-    return lambda: not cluster.run("squeue", "-h", "-o", "%i", "-u", cluster.user).count(job)
-
-
-def logs(folder):
-    return "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(folder.glob("*.out")))
-
-
-def test_sweep_on_three_nodes_survives_a_killed_worker(cluster, submit, tiny, tmp_path):
+def test_sweep_on_three_nodes_survives_a_killed_worker(cluster, submit, tiny, tmp_path, records_of, over, logs):
     study, root = tmp_path / "study.yaml", tmp_path / "runs"
     arms = {"attention": {}, "mamba": {"denoiser": {"name": "mamba", "n_layers": 1}}}
     study.write_text(yaml.safe_dump({"experiment": str(tiny), "arms": arms, "seeds": [0, 1]}))
@@ -83,9 +30,9 @@ def test_sweep_on_three_nodes_survives_a_killed_worker(cluster, submit, tiny, tm
     number = int(victim.name[:4])
     os.kill(json.loads((root / "study" / "claims" / f"{number:04d}.0").read_text())["pid"], signal.SIGKILL)
 
-    cluster.until(idle(cluster, job), 240)
-    records = trials(study, root)
-    said = logs(tmp_path)
+    cluster.until(over(job), 240)
+    records = records_of(study, root)
+    said = logs()
     assert [record.state for record in records] == ["complete"] * 4, said
     assert {record.number: record.note("restarts") for record in records} == {
         **dict.fromkeys(range(4), 0), number: 1}, "one trial changed hands, none was trained twice"
@@ -96,7 +43,7 @@ def test_sweep_on_three_nodes_survives_a_killed_worker(cluster, submit, tiny, tm
     assert "attention" in (root / "study" / "report.md").read_text(), "the last worker writes the report"
 
 
-def test_jobs_near_their_time_limit_go_back_to_the_queue(cluster, submit, tiny, tmp_path):
+def test_jobs_near_their_time_limit_go_back_to_the_queue(cluster, submit, tiny, tmp_path, records_of, over, logs):
     """USR1, which SLURM sends before the limit: the trial goes on in the next life of its array task."""
     worker = PROJECT / "tests" / "sweeps" / "fake_worker.py"
     python = tmp_path / "python"  # it is called with: -m sweeps run STUDY --root ROOT
@@ -114,13 +61,13 @@ def test_jobs_near_their_time_limit_go_back_to_the_queue(cluster, submit, tiny, 
     cluster.until((run / "report.jsonl").exists, 60)
     cluster.run("scancel", "--signal=USR1", "--batch", train)
 
-    cluster.until(lambda: "starts, continued in its life 2" in logs(tmp_path), 60)
-    cluster.until(idle(cluster, sweep), 60)
-    (record,) = trials(study, root)
+    cluster.until(lambda: "starts, continued in its life 2" in logs(), 60)
+    cluster.until(over(sweep), 60)
+    (record,) = records_of(study, root)
     begun = [int(line.split()[-1]) for line in (record.folder / "lives.txt").read_text().splitlines()]
-    assert record.state == "complete" and record.note("restarts") == 1, logs(tmp_path)
+    assert record.state == "complete" and record.note("restarts") == 1, logs()
     assert len(begun) == 2 and begun[1] > 0
-    cluster.until(lambda: "resuming at step" in logs(tmp_path), 60)
+    cluster.until(lambda: "resuming at step" in logs(), 60)
     cluster.run("scancel", train)
 
 
