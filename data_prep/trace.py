@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_lm.data import batches
 from diffusion_lm.data.info import TokenDataConfig
 from diffusion_lm.data.open import open_order, open_tokens
 from diffusion_lm.data.segments import segments
@@ -18,7 +19,7 @@ RESULT = "result.json"
 
 def trace(run: Path, step: int, characters: int) -> None:
     """Print a line per sequence and one per document in it. Step K is the K-th, the one after which logs and
-    checkpoints say K. It follows from the run's config alone. Raises `UserError`."""
+    checkpoints say K. It follows from the run's config and its changes of batch size. Raises `UserError`."""
     if step < 1 or characters < 1:
         raise UserError(f"--step {step}, --characters {characters}: both must be 1 or more")
     config, seed, batch, steps = _read(run)
@@ -28,7 +29,7 @@ def trace(run: Path, step: int, characters: int) -> None:
     tokens = open_tokens(config, "train")
     if not len(tokens):
         raise UserError(f"{tokens.info.path}: no train sequences")
-    positions = np.arange((step - 1) * batch, step * batch)
+    positions = np.array(batches.positions(batches.read(run, batch), step))
     indices = open_order(config, tokens, seed).indices_at(positions)
     tokenizer = load_tokenizer(config.tokenizer)
     found = tokens.read(indices)

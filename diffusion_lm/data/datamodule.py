@@ -4,6 +4,7 @@ validation set. The only state is the optimiser's step."""
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import lightning
 import numpy as np
@@ -29,6 +30,16 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
             f"devices x micro-batch = {world_size} x {micro_batch} = {world_size * micro_batch}"
         )
     return steps
+
+
+def check_batches(state: Mapping[str, Any], new: int) -> None:
+    """Refuse, by `UserError`, to go on from a data module's `state` with a global batch of `new` sequences."""
+    old, consumed = state["global_batch"], state["consumed"]
+    if (old % new and new % old) or consumed % new:
+        raise UserError(
+            f"data: the checkpoint was trained with a batch of {old} sequences and has consumed {consumed}, this run "
+            f"has one of {new}; expected a multiple or a divisor of {old} that divides {consumed}"
+        )
 
 
 def open_split(config: TokenDataConfig, split: str) -> TokenReader:
@@ -113,13 +124,8 @@ class TokenDataModule(lightning.LightningDataModule):
                     f"data: the checkpoint was trained with {name}={state[name]}, this run has {name}={expected}; "
                     "resuming would repeat or leave out sequences: start another run"
                 )
-        old, new, consumed = state["global_batch"], self.global_batch, state["consumed"]
-        if (old % new and new % old) or consumed % new:
-            raise UserError(
-                f"data: the checkpoint was trained with global_batch={old} and has consumed {consumed} sequences, this "
-                f"run has global_batch={new}; expected a multiple or a divisor of {old} that divides {consumed}"
-            )
-        self._resumed = (state.get("step", consumed // old), consumed)
+        check_batches(state, self.global_batch)
+        self._resumed = (state.get("step", state["consumed"] // state["global_batch"]), state["consumed"])
 
     def teardown(self, stage: str) -> None:
         """Tell how many sequences were left out."""

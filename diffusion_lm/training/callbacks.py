@@ -110,8 +110,8 @@ class Scalars(Callback):
 class Report(Callback):
     """Each validation's numbers: a line in report.jsonl and on the terminal, and TensorBoard's scalars."""
 
-    def __init__(self, run: Run, tokens_per_step: int) -> None:
-        self.run, self.tokens_per_step = run, tokens_per_step
+    def __init__(self, run: Run, length: int) -> None:
+        self.run, self.length = run, length
 
     def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -120,7 +120,8 @@ class Report(Callback):
         step = trainer.global_step
         trainer.logger.log_metrics(metrics, step)
         trainer.logger.save()  # before the line that says that this validation is done: it is never repeated
-        self.run.append_report({"step": step, "tokens": step * self.tokens_per_step, **metrics})
+        tokens = trainer.datamodule.position * self.length  # not by the step: batches may have had another size
+        self.run.append_report({"step": step, "tokens": tokens, **metrics})
         print(
             f"step {step:>6}  {summary(metrics)}  "
             f"{metrics.get('throughput/tokens_per_second', float('nan')):,.0f} tokens/s",

@@ -6,7 +6,19 @@ from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.tensorboard.summary import hparams
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from torch.utils.tensorboard.summary import custom_scalars, hparams
+
+LAYOUT = {
+    "runs": {
+        "bound (nats per token)": ["Multiline", [r"val/nll$"]],
+        "loss by noise level (nats per predicted token)": ["Multiline", [r"val_cross_entropy_by_noise_level/.*"]],
+        "training loss": ["Multiline", [r"train/loss$"]],
+        "speed (tokens per second)": ["Multiline", [r"throughput/tokens_per_second$"]],
+    }
+}
+"""TensorBoard's page "Custom Scalars". Every run says the same, and TensorBoard shows it once."""
 
 
 class Events(TensorBoardLogger):
@@ -26,11 +38,27 @@ class Events(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any], metrics: Iterable[str]) -> None:
-        """Write the row; the scalars named `metrics` fill its columns when they are logged."""
-        for summary in hparams(dict(params), dict.fromkeys(metrics, 0.0)):
+        """Write the row; the scalars named `metrics` fill its columns when they are logged.
+
+        A parameter that is None is a column of the table, and empty in this row.
+        """
+        columns, *row = hparams(dict(params), dict.fromkeys(metrics, 0.0))
+        empty = [name for name, value in params.items() if value is None]
+        for summary in (_with_columns(columns, empty), *row, custom_scalars(LAYOUT)):
             self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
     def save(self) -> None:
         """Flush: what was logged survives a SIGKILL from here on."""
         self.experiment.flush()
+
+
+def _with_columns(columns: Summary, names: Iterable[str]) -> Summary:
+    """`columns` and those of other runs: TensorBoard takes the columns of all runs from any one of them."""
+    content = columns.value[0].metadata.plugin_data
+    data = plugin_data_pb2.HParamsPluginData.FromString(content.content)
+    for name in names:
+        data.experiment.hparam_infos.add(name=name, type=api_pb2.DATA_TYPE_STRING)
+    content.content = data.SerializeToString()
+    assert columns.value[0].tag == metadata.EXPERIMENT_TAG
+    return columns

@@ -25,7 +25,7 @@ MAY_CHANGE = (
 DATA_MAY_CHANGE = ("num_workers", "on_damage", "cache", "cache_gb")
 """Keys of `data` for which that holds: how it is read, and what becomes of damage that turns up."""
 BATCH = ("batch_size", "micro_batch")
-"""Keys of `training` that may change, besides, where a run goes on from a checkpoint between two batches of either size."""
+"""Keys of `training` that may change besides, where a run goes on from a checkpoint: by whole factors."""
 FINISHED, PRUNED, INTERRUPTED = "finished", "pruned", "interrupted"
 
 

@@ -10,15 +10,17 @@ from pathlib import Path
 import lightning
 import torch
 
+from diffusion_lm.data import batches
 from diffusion_lm.data.datamodule import TokenDataModule, accumulation_steps, open_split
 from diffusion_lm.data.info import DatasetInfo, data_facts
 from diffusion_lm.data.manifest import SPLITS
 from diffusion_lm.errors import DiskError, UserError
 from diffusion_lm.experiment import ExperimentConfig, with_kernels
 from diffusion_lm.lightning_module import DiffusionModule
+from diffusion_lm.training import allocation
 from diffusion_lm.training.blocks import check_compiler, prepare_blocks
 from diffusion_lm.training.callbacks import Checkpoints, Stopped
-from diffusion_lm.training.checkpoint import read_checkpoint
+from diffusion_lm.training.checkpoint import data_state, read_checkpoint
 from diffusion_lm.training.failure import failing_once, refused_once
 from diffusion_lm.training.failure_class import recorded
 from diffusion_lm.training.hparams import columns, flat_hparams
@@ -72,6 +74,7 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
     config = resolve(config, saved)
     info = data_facts(config.data)
     training = config.training
+    allocation.check(training)
     if training.samples and config.sampler.guidance:
         raise UserError(
             f"sampler.guidance: got {config.sampler.guidance}, but training draws its texts without a prompt; leave it "
@@ -105,9 +108,12 @@ def train(config: ExperimentConfig, run: Run) -> int:
                 )
                 return 0
             run.check(started_with(run), module.config)
-            resumed_at = read_checkpoint(run, module.config)["global_step"] if run.checkpoint.is_file() else 0
+            checkpoint = read_checkpoint(run, module.config) if run.checkpoint.is_file() else None
+            resumed_at = checkpoint["global_step"] if checkpoint else 0
             try:
                 run.save_config(module.config)
+                if checkpoint:
+                    batches.note(run.folder, data_state(checkpoint), module.config.training.batch_size)
                 run.stop_file.unlink(missing_ok=True)
                 run.failure_file.unlink(missing_ok=True)
                 return _fit(module, run, info, resumed_at, stop)

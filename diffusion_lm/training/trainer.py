@@ -10,13 +10,13 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from diffusion_lm.config import part_class
 from diffusion_lm.data.datamodule import accumulation_steps
 from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.files import atomic_path
+from diffusion_lm.training import allocation
 from diffusion_lm.training.averaging import Average
 from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Scalars, Throughput
 from diffusion_lm.training.clip_search import ClipSearch
@@ -91,7 +91,7 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
         enable_model_summary=False,
         enable_progress_bar=interactive,
         logger=Events(run.folder, resumed_at),
-        plugins=[AtomicCheckpointIO(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+        plugins=[AtomicCheckpointIO(), *allocation.environment()],
         default_root_dir=run.folder,
         callbacks=[
             Grace(),
@@ -100,7 +100,7 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
             *average,
             *([ClipSearch()] if part_class(config.times).searches else []),
             Scalars(training.log_every),
-            Report(run, tokens_per_step),
+            Report(run, config.data.length),
             checkpoints,  # the last: what a checkpoint has passed is never logged again
             *([TQDMProgressBar(refresh_rate=10)] if interactive else []),
         ],

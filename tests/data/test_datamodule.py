@@ -118,7 +118,7 @@ def test_another_corpus_seed_or_batch_is_refused_on_resume(make_module, make_sha
     make_module(folder).load_state_dict(state)
     with pytest.raises(UserError, match=r"checkpoint was trained with seed=3, this run has seed=4; resuming would"):
         make_module(folder, seed=4).load_state_dict(state)
-    wanted = "global_batch=16 and has consumed 96 sequences, this run has global_batch={}; expected a multiple or a "
+    wanted = "a batch of 16 sequences and has consumed 96, this run has one of {}; expected a multiple or a "
     for other in (24, 64):  # neither a factor of the other; 96 sequences are no whole batches
         with pytest.raises(UserError, match=wanted.format(other) + "divisor of 16 that divides 96"):
             make_module(folder, global_batch=other).load_state_dict(state)

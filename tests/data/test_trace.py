@@ -69,6 +69,14 @@ def test_a_step_that_the_run_did_not_reach_is_told(run, capsys):
     assert "step 8 saw positions 112 to 127" in capsys.readouterr().out
 
 
+def test_a_run_that_went_on_with_another_batch_size(run, capsys):
+    """8 steps of 16, then steps of 32, then, from step 10 on, of 8."""
+    (run / "batches.json").write_text("[[0, 0, 16], [8, 128, 32], [10, 192, 8]]")
+    for step, first, last in ((8, 112, 127), (9, 128, 159), (10, 160, 191), (11, 192, 199), (12, 200, 207)):
+        trace(run, step, 20)
+        assert f"step {step} saw positions {first} to {last}," in capsys.readouterr().out
+
+
 def test_lengths_and_frequencies(make_shards):
     texts = ["ab" * 10, "abb" * 5, "a" * 9] * 12
     tokens = ShardedTokens(make_shards(texts, length=16, val_fraction=0.0), "train")

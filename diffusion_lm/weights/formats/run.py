@@ -36,7 +36,7 @@ def _facts(run: Run, loaded: LoadedRun) -> dict[str, Any]:
     measured = {name: value for name, value in report.items() if name.startswith("val/")}
     return {
         "step": loaded.step,
-        "tokens": loaded.step * config.training.batch_size * config.data.length,
+        "tokens": report.get("tokens", loaded.step * config.training.batch_size * config.data.length),
         "weights": f"averaged by {loaded.ema:g}" if loaded.ema else "live",
         "bound": {**measured, "exact": loaded.objective.exact} if own and "val/nll" in measured else None,
         "dataset": dataset_facts(loaded.info),
