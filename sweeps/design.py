@@ -3,16 +3,16 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
-from sweeps.space import override
+from sweeps import conditions, limits
+from sweeps.space import ARM, override
 from sweeps.study import StudyConfig
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-ARM = "arm"
 LONGEST_NAME = 80
 
 
@@ -34,26 +34,48 @@ class Row:
 def rows(config: StudyConfig) -> list[Row]:
     """Every trial of the study, seed by seed, so that the first finished trials already compare all arms.
 
-    In a sampled study arms and seeds take turns, so that each arm gets the same number of trials.
+    In a sampled study its known points come first, each with every arm (unless it names one) and every seed; then arms
+    and seeds take turns, so that each arm gets the same number of trials.
     """
-    cells = _cells(config)
-    pairs = list(product(config.seeds or (None,), cells))
-    chosen = (pairs[index % len(pairs)] for index in range(config.size))
-    return [Row(index, params, _cell_name(config, params), seed) for index, (seed, params) in enumerate(chosen)]
+    seeds, arms = config.seeds or (None,), _arms(config)
+    known = [(seed, {**arm, **point}) for point in config.points for seed in seeds
+             for arm in ([{}] if ARM in point else arms)]
+    pairs = list(product(seeds, fixed_cells(config)))
+    turns = islice((pair for _ in iter(int, 1) for pair in pairs), max(0, config.size - len(known)))
+    return [Row(index, params, _cell_name(config, params), seed)
+            for index, (seed, params) in enumerate([*known[: config.size], *turns])]
 
 
-def _cells(config: StudyConfig) -> list[dict[str, Any]]:
+def _arms(config: StudyConfig) -> list[dict[str, Any]]:
+    return [{ARM: name} for name in config.arms] or [{}]
+
+
+def fixed_cells(config: StudyConfig) -> list[dict[str, Any]]:
     """The combinations that the design fixes: arms, and in a factorial design the choices too."""
-    axes: dict[str, tuple[Any, ...]] = {ARM: tuple(config.arms)} if config.arms else {}
-    if config.factorial:
-        axes |= {key: dimension.corners() for key, dimension in config.space.items()}
-    return [dict(zip(axes, values)) for values in product(*axes.values())]
+    if not config.factorial:
+        return _arms(config)
+    return config.design.cells(config.axes) if config.design else conditions.expand(config.axes, config.space)
 
 
 def suggest(config: StudyConfig, trial: "Trial") -> dict[str, Any]:
-    """All parameters of a trial: what its row fixed, and the rest as the sampler draws it."""
+    """All parameters of a trial: what its row fixed, and the rest as the sampler draws it; those whose condition does
+    not hold are left out."""
     params = {ARM: trial.suggest_categorical(ARM, tuple(config.arms))} if config.arms else {}
-    return params | {key: dimension.suggest(trial, key) for key, dimension in config.space.items()}
+    for key in conditions.order(config.space):
+        if conditions.holds(config.space[key], params):
+            params[key] = config.space[key].suggest(trial, key)
+    return {key: params[key] for key in (ARM, *config.space) if key in params}
+
+
+def constraint_values(config: StudyConfig, result: Mapping[str, Any]) -> list[float]:
+    """For each of the study's constraints, in their order, by how much a trial's `result` breaks it: 0 or less where it
+    is kept. A number that the result does not have counts as broken by 1, since nobody can say that it is kept."""
+    numbers = {**result, **result.get("metrics", {}), "parameters": result.get("parameters", {}).get("non_embedding")}
+    found = []
+    for name, bounds in config.constraints.items():
+        value = numbers.get(name)
+        found.append(1.0 if value is None or value != value else float(limits.violation(bounds, value)))
+    return found
 
 
 def _cell_name(config: StudyConfig, params: Mapping[str, Any]) -> str:
@@ -80,13 +102,33 @@ def overrides(config: StudyConfig, params: Mapping[str, Any], seed: int | None) 
 
 def probes(config: StudyConfig) -> list[dict[str, Any]]:
     """Parameters to try when planning: every cell of a factorial design, else each arm at each corner of the space."""
-    cells = _cells(config)
     if config.factorial:
-        return cells
-    first = {key: dimension.corners()[0] for key, dimension in config.space.items()}
+        return fixed_cells(config)
     found = []
-    for cell in cells:
-        found.append({**cell, **first})
+    for fixed in [*_arms(config), *config.points]:
+        found.append(_completed(config, fixed, {}))
         for key, dimension in config.space.items():
-            found += [{**cell, **first, key: value} for value in dimension.corners()[1:]]
-    return found
+            tried = [_completed(config, fixed, {**_needed(config, key), key: value}) for value in dimension.corners()]
+            found += [params for params in tried if key in params]
+    return list({repr(sorted(params.items(), key=str)): params for params in found}.values())
+
+
+def _needed(config: StudyConfig, key: str) -> dict[str, Any]:
+    """Values of other parameters with which a trial has the parameter `key`."""
+    needed: dict[str, Any] = {}
+    for parent, values in config.space[key].when.items():
+        needed |= {parent: values[0], **(_needed(config, parent) if parent in config.space else {})}
+    return needed
+
+
+def _completed(config: StudyConfig, fixed: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`fixed` and `values`, and the first corner of every other parameter that a trial with these has."""
+    params = dict(fixed)
+    if config.arms:
+        params.setdefault(ARM, next(iter(config.arms)))
+    for key in conditions.order(config.space):
+        if key not in params and conditions.holds(config.space[key], params):
+            params[key] = values.get(key, config.space[key].corners()[0])
+    return params
+
+

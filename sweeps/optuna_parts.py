@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 REFUSED = ("GridSampler", "BruteForceSampler")
 # A low-discrepancy sequence is one sequence only if every worker draws from it with the same seed.
 ONE_SEED = ("QMCSampler",)
+# Their model is of the parameters that all trials have; they draw the others independently of what was seen.
+ONE_SPACE = ("GPSampler", "CmaEsSampler")
+# Arguments of pruners that follow from training, where the study leaves them out: resources are training steps.
+FROM_TRAINING = {
+    "HyperbandPruner": {"min_resource": "val_every", "max_resource": "steps"},
+    "SuccessiveHalvingPruner": {"min_resource": "val_every"},
+}
 
 
 def sampler(config: StudyConfig, number: int) -> "BaseSampler":
@@ -33,17 +40,41 @@ def sampler(config: StudyConfig, number: int) -> "BaseSampler":
         raise UserError(f"sampler: {part.name} repeats cells when several workers ask; list `choices` and leave out "
                         "`trials`: the whole design is then visited exactly once")
     kind = _class(optuna.samplers, "Sampler", part.name)
-    arguments = dict(part.arguments)
+    arguments = _grouped(config, dict(part.arguments))
     if "seed" in inspect.signature(kind).parameters and part.name not in ONE_SEED:
         arguments["seed"] = _seed(config.name, arguments.get("seed", 0), number)
     return _build("sampler", kind, arguments)
 
 
-def pruner(config: StudyConfig) -> "BasePruner":
-    """The study's pruner. Raises `UserError`."""
+def _grouped(config: StudyConfig, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The sampler's arguments, so that multivariate TPE (Optuna's default with one metric) learns parameters that only
+    some trials have: it then models each group of parameters that occur together."""
+    multivariate = arguments.get("multivariate", len(config.metrics) == 1)
+    if config.conditional and config.sampler.name == "TPESampler" and multivariate:
+        return {"group": True, **arguments}
+    return arguments
+
+
+def pruner(config: StudyConfig, training: Mapping[str, int] | None = None) -> "BasePruner":
+    """The study's pruner; `training` has the steps of a trial and how often it validates. Raises `UserError`."""
     import optuna
 
-    return _build("pruner", _class(optuna.pruners, "Pruner", config.pruner.name), config.pruner.arguments)
+    part = config.pruner
+    known = {name: (training or {}).get(source) for name, source in FROM_TRAINING.get(part.name, {}).items()}
+    arguments = {name: value for name, value in known.items() if value} | dict(part.arguments)
+    return _build("pruner", _class(optuna.pruners, "Pruner", part.name), arguments)
+
+
+def remarks(config: StudyConfig) -> list[str]:
+    """What a person should know of the sampler and the pruner, beside what is refused."""
+    found = []
+    if config.sampler.name in ONE_SPACE and config.conditional and not config.factorial:
+        found.append(f"sampler: {config.sampler.name} models only what all trials have, and draws parameters with "
+                     "`when` at random; TPESampler models these too")
+    if config.factorial and config.pruner.name not in ("NopPruner", "ThresholdPruner"):
+        found.append(f"pruner: {config.pruner.name} ends runs of a design early, so that means over seeds are of those "
+                     "that were left; ThresholdPruner ends only what diverged")
+    return found
 
 
 def _seed(*parts: Any) -> int:

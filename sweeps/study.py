@@ -1,32 +1,19 @@
-"""A study's definition: one YAML file, read into a `StudyConfig`, or refused in one line."""
+"""A study's definition: one YAML file, read into a `StudyConfig`, or refused in one line. docs/studies.md has the keys.
+"""
 
-import re
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from diffusion_lm.errors import UserError, unknown
-from sweeps import study_file
-from sweeps.space import Choices, Range, flatten
-from sweeps.space import parse as parse_dimension
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-DIRECTIONS = ("minimize", "maximize")
-# What training reports under these names: a typing error must show before the first trial is trained, not after.
-METRICS = ("val/nll", "val/bpb", "val/ppl_bound", "val/mse", "val/rounding_accuracy", "throughput/tokens_per_second")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A class of Optuna by its name, and the arguments it is built with."""
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, **self.arguments}
+from sweeps import conditions, limits, study_file
+from sweeps.fractional import Fraction
+from sweeps.limits import Budget
+from sweeps.parts import Part
+from sweeps.space import ARM, Choices, Range
+from sweeps.study_keys import READERS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +21,8 @@ class StudyConfig:
     """What is compared: `arms` x `space` x `seeds` over one experiment.
 
     `arms` are named bundles of overrides, `space` is searched (or, if it holds choices only and `trials` is left out,
-    visited completely), `seeds` are replicates: every arm is trained with each of the same seeds. The first metric
-    is the objective.
+    visited completely or by a fractional `design`), `seeds` are replicates: every arm is trained with each of the same
+    seeds. The first metric is the objective.
     """
 
     name: str
@@ -43,11 +30,18 @@ class StudyConfig:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     space: Mapping[str, Choices | Range] = field(default_factory=dict)
+    design: Fraction | None = None
     metrics: Mapping[str, str] = field(default_factory=lambda: {"val/nll": "minimize"})
+    constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     sampler: Part = Part("TPESampler")
     pruner: Part = Part("NopPruner")
+    points: tuple[Mapping[str, Any], ...] = ()
+    warm_start: Mapping[str, str] = field(default_factory=dict)
     trials: int | None = None
     seeds: tuple[int, ...] = ()
+    replicates: int | None = None
+    budget: Budget = Budget()
+    restarts: Mapping[str, int] = field(default_factory=lambda: dict(limits.RESTARTS))
     baseline: str | None = None
 
     @property
@@ -56,23 +50,36 @@ class StudyConfig:
         return next(iter(self.metrics))
 
     @property
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        """The factors of a design and their levels: the arm, if there are arms, and every key with choices."""
+        choices = {key: dimension.values for key, dimension in self.space.items() if isinstance(dimension, Choices)}
+        return ({ARM: tuple(self.arms)} if self.arms else {}) | choices
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some parameters are not in every trial."""
+        return any(dimension.when for dimension in self.space.values())
+
+    @property
     def cells(self) -> int | None:
-        """Arms times choices; None if the space holds a range."""
+        """How many combinations of arms and choices the design has; None if the space holds a range."""
         if not all(isinstance(dimension, Choices) for dimension in self.space.values()):
             return None
-        return max(1, len(self.arms)) * prod(len(dimension.values) for dimension in self.space.values())
+        return self.design.runs if self.design else conditions.count(self.axes, self.space)
 
     @property
     def factorial(self) -> bool:
-        """Whether every cell is visited once per seed; else a sampler chooses."""
+        """Whether the design says what every trial is: each of its cells once per seed; else a sampler chooses."""
         return self.cells is not None and self.size == self.cells * max(1, len(self.seeds))
 
     @property
     def size(self) -> int:
-        """How many trials the study has."""
+        """How many trials the study has; a budget may end it before."""
         if self.trials is not None:
             return self.trials
-        assert self.cells is not None, "a study with a range and no `trials` is refused when it is read"
+        if self.cells is None:
+            assert self.budget.trials is not None, "a study with a range and no number of trials is refused when read"
+            return self.budget.trials
         return self.cells * max(1, len(self.seeds))
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,11 +90,18 @@ class StudyConfig:
             "overrides": dict(self.overrides),
             "arms": {name: dict(arm) for name, arm in self.arms.items()},
             "space": {key: dimension.to_dict() for key, dimension in self.space.items()},
+            "design": self.design.to_dict() if self.design else "factorial",
             "metrics": dict(self.metrics),
+            "constraints": {name: dict(bounds) for name, bounds in self.constraints.items()},
             "sampler": self.sampler.to_dict(),
             "pruner": self.pruner.to_dict(),
+            "points": [dict(point) for point in self.points],
+            "warm_start": dict(self.warm_start) or None,
             "trials": self.trials,
             "seeds": list(self.seeds),
+            "replicates": self.replicates,
+            "budget": self.budget.to_dict(),
+            "restarts": dict(self.restarts),
             "baseline": self.baseline,
         }
 
@@ -104,115 +118,28 @@ def load(study: str | Path) -> StudyConfig:
 
 def from_dict(raw: Any, default_name: str = "study") -> StudyConfig:
     """A `StudyConfig` from plain values. Raises `UserError`."""
+    from sweeps import study_checks
+
     if not isinstance(raw, Mapping):
         raise UserError(f"got {type(raw).__name__}, expected a mapping with the keys {', '.join(READERS)}")
     for key in raw:
         if key not in READERS:
-            raise unknown("unknown key", str(key), READERS)
+            raise unknown("unknown key", str(key), ("extends", *READERS))
     if raw.get("experiment") is None:
         raise UserError("experiment: is missing; expected an experiment's name or its YAML file")
-    given = {key: READERS[key](key, value) for key, value in raw.items() if value is not None}
-    config = StudyConfig(**{"name": default_name, **given})
-    _check(config)
+    given = {"name": default_name}
+    given |= {key: READERS[key](key, value) for key, value in raw.items() if value is not None}
+    if "replicates" in given:
+        drawn = replicate_seeds(given["name"], given["replicates"])
+        if given.get("seeds", ()) not in ((), drawn):
+            raise UserError("replicates: got seeds as well; expected how many (`replicates`) or which (`seeds`)")
+        given["seeds"] = drawn
+    config = StudyConfig(**given)
+    study_checks.check(config)
     return config
 
 
-def _check(config: StudyConfig) -> None:
-    """Refuse what each key alone cannot show."""
-    for name in (config.name, *config.arms):
-        if not NAME.fullmatch(name):
-            raise UserError(f"name '{name}': it names a folder; expected letters, digits and . _ + -")
-    if config.baseline is not None and config.baseline not in config.arms:
-        raise unknown("baseline: no arm", config.baseline, config.arms)
-    if config.pruner.name != "NopPruner" and len(config.metrics) > 1:
-        raise UserError(f"pruner: got {config.pruner.name} with {len(config.metrics)} metrics, expected one metric: "
-                        "Optuna prunes on a single objective only")
-    for place, keys in (("overrides", config.overrides), *config.arms.items()):
-        for key in keys:
-            if key in config.space:
-                raise UserError(f"space: {key}: is fixed by '{place}' as well; remove one of them")
-            if key == "seed" and config.seeds:
-                raise UserError(f"seed: is set by '{place}' and by `seeds`; remove one of them")
-    if "seed" in config.space:
-        raise UserError("space: seed: a sampler must not choose the seed; list replicates under `seeds`")
-    if config.cells is None and config.trials is None:
-        raise UserError("trials: is missing; the space holds a range, so say how many trials to sample")
-    if config.cells is not None and config.size > config.cells * max(1, len(config.seeds)):
-        raise UserError(f"trials: got {config.trials}, but the design has {config.cells} cells x "
-                        f"{max(1, len(config.seeds))} seeds; leave out `trials` to visit each once, or add seeds")
-
-
-def _typed(kind: type, what: str) -> Callable[[str, Any], Any]:
-    def read(key: str, value: Any) -> Any:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{key}: got {value!r}, expected {what}")
-        return value
-
-    return read
-
-
-_text, _mapping, _list = _typed(str, "text"), _typed(Mapping, "a mapping"), _typed(list, "a list")
-_integer = _typed(int, "a whole number")
-
-
-def _overrides(key: str, value: Any) -> dict[str, Any]:
-    return flatten(_mapping(key, value))
-
-
-def _arms(key: str, value: Any) -> dict[str, dict[str, Any]]:
-    arms = {}
-    for name, overrides in _mapping(key, value).items():
-        arms[_text(f"{key}: name", name)] = flatten(_mapping(f"{key}.{name}", {} if overrides is None else overrides))
-    return arms
-
-
-def _space(key: str, value: Any) -> dict[str, Choices | Range]:
-    space = _mapping(key, value)
-    return {_text(f"{key}: key", name): parse_dimension(name, dimension) for name, dimension in space.items()}
-
-
-def _metrics(key: str, value: Any) -> dict[str, str]:
-    metrics = _mapping(key, value)
-    if not metrics:
-        raise UserError(f"{key}: got none, expected at least one, for example val/nll: minimize")
-    for name, direction in metrics.items():
-        if name not in METRICS:
-            raise unknown(f"{key}: no metric", str(name), METRICS)
-        if direction not in DIRECTIONS:
-            raise unknown(f"{key}: {name}: no direction", str(direction), DIRECTIONS)
-    return dict(metrics)
-
-
-def _part(key: str, value: Any) -> Part:
-    if isinstance(value, str):
-        return Part(value)
-    arguments = dict(_mapping(key, value))
-    return Part(_text(f"{key}.name", arguments.pop("name", None)), arguments)
-
-
-def _trials(key: str, value: Any) -> int:
-    if _integer(key, value) < 1:
-        raise UserError(f"{key}: got {value}, expected at least 1")
-    return value
-
-
-def _seeds(key: str, value: Any) -> tuple[int, ...]:
-    seeds = tuple(_integer(key, seed) for seed in _list(key, value))
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(f"{key}: got {value}, expected different whole numbers from 0 on")
-    return seeds
-
-
-READERS: dict[str, Callable[[str, Any], Any]] = {
-    "name": _text,
-    "experiment": _text,
-    "overrides": _overrides,
-    "arms": _arms,
-    "space": _space,
-    "metrics": _metrics,
-    "sampler": _part,
-    "pruner": _part,
-    "trials": _trials,
-    "seeds": _seeds,
-    "baseline": _text,
-}
+def replicate_seeds(study: str, replicates: int) -> tuple[int, ...]:
+    """The seed of each replicate: the first 31 bits of sha256 of ``"STUDY REPLICATE"``, the same for every arm."""
+    digests = (hashlib.sha256(f"{study} {number}".encode()).digest() for number in range(replicates))
+    return tuple(int.from_bytes(digest[:4], "big") >> 1 for digest in digests)

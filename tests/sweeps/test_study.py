@@ -73,8 +73,9 @@ def test_folder_names_are_safe_and_show_the_seed_only_if_there_are_several():
 
 
 @pytest.mark.parametrize(("keys", "message"), [
-    ({"arm": {}}, "unknown key 'arm'; expected one of arms, baseline, experiment, metrics, name, overrides, pruner, "
-                  "sampler, seeds, space, trials; did you mean 'arms'?"),
+    ({"arm": {}}, "unknown key 'arm'; expected one of arms, baseline, budget, constraints, design, experiment, "
+                  "extends, metrics, name, overrides, points, pruner, replicates, restarts, sampler, seeds, space, trials, "
+                  "warm_start; did you mean 'arms'?"),
     ({"experiment": None}, "experiment: is missing; expected an experiment's name or its YAML file"),
     ({"experiment": 3}, "experiment: got 3, expected text"),
     ({"arms": ["a"]}, "arms: got ['a'], expected a mapping"),
@@ -99,7 +100,7 @@ def test_folder_names_are_safe_and_show_the_seed_only_if_there_are_several():
     ({"space": {"x": [[1]]}}, "space: x: choice [1] is not a plain value; make it an arm instead"),
     ({"space": {"x": {"low": 1}}}, "space: x: high: got None, expected a number"),
     ({"space": {"x": {"low": 1, "hi": 2}}}, "space: x: unknown key 'hi'; expected one of choices, high, log, low, "
-                                            "step; did you mean 'high'?"),
+                                            "step, when; did you mean 'high'?"),
     ({"space": {"x": {"low": 2, "high": 1}}}, "space: x: got low 2 and high 1, expected low < high"),
     ({"space": {"x": {"low": 0, "high": 1, "log": True}}}, "space: x: got low 0 with log: true, expected low > 0"),
     ({"space": {"x": {"low": 0.1, "high": 1}}}, "trials: is missing; the space holds a range, so say how many trials "
