@@ -13,13 +13,37 @@ import yaml
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
-def experiments():
-    """The stand-in for diffusion_lm.experiment."""
-    spec = importlib.util.spec_from_file_location("fake_experiment", HERE / "fake_experiment.py")
+def _module(name):
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def experiments():
+    """The stand-in for diffusion_lm.experiment."""
+    return _module("fake_experiment")
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server; its `url()` is a new database. Where it is not installed its tests skip: in CI a failure."""
+    module = _module("postgresql")
+    if module.binaries() is None:
+        pytest.skip("no initdb: apt-get install postgresql")
+    with module.PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def each_storage(request, monkeypatch):
+    """Runs the test with studies in a journal, then with studies in PostgreSQL. Returns the word or the URL."""
+    address = "journal"
+    if request.param == "postgresql":
+        address = request.getfixturevalue("postgresql").url()
+    monkeypatch.setenv("SWEEPS_STORAGE", address)
+    return address
 
 
 @pytest.fixture

@@ -1,0 +1,134 @@
+"""Studies in PostgreSQL: the URL, what is refused and how, the tables' race, a server that goes away and comes back."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import optuna
+import pytest
+
+from diffusion_lm.errors import UserError
+from sweeps import database, planner, storage
+
+
+def planned(folder, experiments):
+    return planner.plan(folder, experiments)
+
+
+@pytest.mark.parametrize(("url", "said"), [
+    ("sqlite:///s.db", "SQLite is no place for several workers: it hands one waiting trial to two of them and is not "
+                       "safe on NFS; leave out --storage (a journal) or give postgresql://USER@HOST/DATABASE"),
+    ("mysql://me@host/db", "got a URL of 'mysql', expected postgresql://USER@HOST/DATABASE"),
+    ("host/db", "got 'host/db', expected a URL such as postgresql://USER@HOST/DATABASE"),
+    ("postgresql://me:secret@host/db", "got a URL with a password"),
+    ("postgresql://me@host/db?password=secret", "put it into ~/.pgpass (chmod 600) or PGPASSWORD"),
+])
+def test_url_that_is_no_place_for_a_study(write_study, folder_of, experiments, monkeypatch, url, said):
+    monkeypatch.setenv("SWEEPS_STORAGE", url)
+    folder = folder_of(write_study())
+    with pytest.raises(UserError) as error:
+        planned(folder, experiments)
+    assert said in str(error.value) and "secret" not in str(error.value)
+    assert not folder.path.exists(), "nothing is written"
+
+
+def test_server_that_does_not_answer_is_one_line(write_study, tmp_path, capsys):
+    path = write_study()
+    url = f"postgresql://me@/db?host={tmp_path}"
+    command = [sys.executable, "-m", "sweeps", "plan", str(path), "--root", str(tmp_path / "runs"), "--storage", url]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"--storage: postgresql+psycopg://me@/db?host={tmp_path} cannot be used" in done.stderr.replace("%2F", "/")
+    assert "look whether it runs, and at user, database, ~/.pgpass and pg_hba.conf; nothing was written" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_study_says_itself_where_it_is(write_study, folder_of, experiments, postgresql, monkeypatch, tmp_path, capsys):
+    url = postgresql.url()
+    path = write_study(arms={"a": {}, "b": {}})
+    folder = folder_of(path)
+    monkeypatch.setenv("SWEEPS_STORAGE", url)
+    planned(folder, experiments)
+    monkeypatch.delenv("SWEEPS_STORAGE")
+    assert folder.storage_file.read_text().count("\n") == 1 and not folder.journal.exists()
+    assert len(storage.load(folder).trials) == 2 and len(planned(folder, experiments).trials) == 2
+    known = optuna.load_study(study_name="s", storage=storage.address(folder))
+    assert len(known.trials) == 2, "Optuna and its dashboard take the same address"
+    folder.storage = postgresql.url()
+    with pytest.raises(UserError, match=r"--storage: got .* but study 's' is in postgresql.*leave out --storage"):
+        planned(folder, experiments)
+
+
+def test_journal_stays_a_journal(write_study, folder_of, experiments, monkeypatch):
+    folder = folder_of(write_study())
+    planned(folder, experiments)
+    monkeypatch.setenv("SWEEPS_STORAGE", "postgresql://nobody@nowhere/db")
+    assert len(planned(folder, experiments).trials) == 1
+    folder.storage = "postgresql://nobody@nowhere/db"
+    with pytest.raises(UserError, match=r"but study 's' is in .*study.journal; leave out --storage"):
+        planned(folder, experiments)
+
+
+def test_database_has_the_study_of_another_folder(write_study, folder_of, experiments, postgresql, tmp_path):
+    folder = folder_of(write_study())
+    folder.storage = postgresql.url()
+    planned(folder, experiments)
+    other = type(folder)(folder.config, tmp_path / "elsewhere", folder.storage)
+    with pytest.raises(UserError, match=r"holds a study 's' already, of another folder .*optuna delete-study"):
+        planned(other, experiments)
+    assert not other.path.exists()
+
+
+def test_tables_are_made_by_many_at_once(postgresql):
+    """Optuna's own check-then-create fails in all processes but one (six of six in an array of SLURM tasks)."""
+    url, failed = database.parse(postgresql.url()), []
+
+    def create():
+        try:
+            database.connect(url)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_server_that_comes_back_is_waited_for(write_study, folder_of, experiments, postgresql):
+    folder = folder_of(write_study(arms={"a": {}, "b": {}}))
+    folder.storage = postgresql.url()
+    study = planned(folder, experiments)
+    trial = study.ask()
+    postgresql.stop()
+    tell = threading.Thread(target=study.tell, args=(trial, 1.0))
+    with pytest.warns(UserWarning, match="PostgreSQL server does not answer .*waiting for it"):
+        tell.start()
+        time.sleep(0.5)
+        postgresql.start()  # not in the thread: the server dies with the thread that starts it
+        tell.join(20)
+    assert [trial.value for trial in storage.load(folder).trials] == [1.0, None]
+
+
+def test_only_changed_trials_are_read_again(postgresql, monkeypatch):
+    url = database.parse(postgresql.url())
+    mine, other = (optuna.create_study(storage=database.connect(url), study_name="s", load_if_exists=True)
+                   for _ in range(2))
+    for number in range(6):
+        mine.enqueue_trial({"x": number}, user_attrs={"row": number})
+    assert [trial.user_attrs["row"] for trial in other.trials] == list(range(6))
+    read, fetch = [], other._storage._fetch
+    monkeypatch.setattr(other._storage, "_fetch", lambda study, ids: (read.append(len(ids)), fetch(study, ids))[1])
+    running = mine.ask()
+    running.set_user_attr("note", "a")
+    assert other.trials[0].user_attrs["note"] == "a" and read == [1]
+    running.set_user_attr("note", "b")
+    assert other.trials[0].user_attrs["note"] == "b" and read == [1, 1], "a running trial is always read"
+    mine.tell(running, 2.0)
+    assert other.trials[0].value == 2.0 and other.trials[5].user_attrs == {"row": 5} and read == [1, 1, 1]
+    other.enqueue_trial({"x": 6})
+    assert len(mine.trials) == 7 and other.best_value == 2.0
+    assert other.trials == mine.trials
