@@ -1,6 +1,7 @@
 """What is known of a study's trials: Optuna's record of each, joined with what its folder holds."""
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from sweeps import trial_files
+from sweeps import provenance, trial_files
 from sweeps.folder import StudyFolder
 
 
@@ -61,14 +62,47 @@ class TrialRecord:
             return None
         return ((self.trial.datetime_complete or datetime.now()) - self.trial.datetime_start).total_seconds()
 
+    @property
+    def feasible(self) -> bool:
+        """Whether every constraint of the study holds (Optuna: a value of at most 0)."""
+        return all(value <= 0 for value in self.trial.constraints.values())
+
+    @property
+    def devices(self) -> int:
+        """Over how many devices the trial is trained, on all its nodes."""
+        training = trial_files.config(self.folder).get("training", {}) if self.folder else {}
+        return training.get("devices", 1) * training.get("num_nodes", 1)
+
+    @property
+    def device_hours(self) -> float | None:
+        """Hours of training, times devices: of GPUs where the trial has them, else of processes on the CPU."""
+        return None if self.seconds is None else self.seconds * self.devices / 3600
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the machine of the trial has GPUs and training was not kept from them."""
+        training = trial_files.config(self.folder).get("training", {}) if self.folder else {}
+        machine = self.note("machine") or provenance.NO_GPU
+        return provenance.NO_GPU not in machine and training.get("accelerator") != "cpu"
+
     def note(self, key: str) -> Any:
         """A user attribute, or None."""
         return self.trial.user_attrs.get(key)
 
 
+def asked_again(records: Iterable[TrialRecord]) -> dict[int, int]:
+    """Trials that failed and were asked for again, with the trial that stands for each (the last, of several)."""
+    later = {record.note("retry_of"): record.number for record in records if record.note("retry_of") is not None}
+
+    def last(number: int) -> int:
+        return last(later[number]) if later.get(number, number) > number else number
+
+    return {number: last(number) for number in later}
+
+
 def records(folder: StudyFolder, study: optuna.Study) -> list[TrialRecord]:
-    """All trials of `study`, by number."""
-    return [_record(folder, trial) for trial in study.get_trials(deepcopy=False)]
+    """All trials of `study`, by number; those of another study, from which its sampler started, are none of them."""
+    return [_record(folder, trial) for trial in study.get_trials(deepcopy=False) if "from" not in trial.user_attrs]
 
 
 def _record(folder: StudyFolder, trial: FrozenTrial) -> TrialRecord:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_GPU = "no GPU"
 
 
 @cache
@@ -24,7 +25,7 @@ def machine() -> str:
     gpus = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     names = gpus.splitlines() if gpus else []
     counted = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
-    return ", ".join([f"{os.cpu_count()} x {_processor()}", *(counted or ["no GPU"]), platform.system()])
+    return ", ".join([f"{os.cpu_count()} x {_processor()}", *(counted or [NO_GPU]), platform.system()])
 
 
 def _processor() -> str:

@@ -1,35 +1,40 @@
-"""The report of a study: a table and plots that compare its arms, what failed, how to repeat and how to look closer."""
+"""The report of a study: report.md with its plots, report.html, report.csv, report.json; its tables in a terminal."""
 
+import csv
+import io
 import json
 import shlex
-import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 
-from diffusion_lm.files import write_text
-from sweeps import comparison, history, storage, tables
-from sweeps.comparison import Comparison
+from diffusion_lm.errors import UserError
+from diffusion_lm.files import write_json, write_text
+from diffusion_lm.kind import Kind
+from sweeps import comparison, history, sections, storage, tables
 from sweeps.folder import StudyFolder
 from sweeps.history import TrialRecord
-from sweeps.trial_files import CONFIG
+from sweeps.sections import Report, Section
+
+NOTES = ("arm", "replicate", "restarts", "failure", "reason", "retry_of", "from", "worker", "node", "slurm_job",
+         "machine", "git", "peak_memory")
+"""User attributes that are columns of report.csv."""
 
 
 def show(folder: StudyFolder, as_json: bool = False) -> None:
-    """Print the report; write report.md, the plots and the note in the dashboard. Raises `UserError`."""
+    """Print the report and write its files. Raises `UserError`."""
     study = storage.load(folder)
-    records = history.records(folder, study)
-    found = comparison.compare(folder.config, records)
-    write(folder, study, records, found)
+    report = sections.gather(folder, study)
+    write(report, study)
     if as_json:
-        print(json.dumps(comparison.to_json(folder.config, found, records), indent=2))
+        print(json.dumps(_json(report), indent=2))
         return
     console = tables.console()
-    console.print()
-    for table in found:
-        console.print(tables.terminal(folder.config, table))
-    for line in [*_remarks(folder, records, found), "", *_sample(found), *_look_closer(folder)]:
-        console.print(line, markup=False)
+    for section in report.sections:
+        if section.short:
+            _print(console, section)
+    console.print(f"\nthe whole report: {folder.path / 'report.html'} (or .md, .csv, .json)", markup=False)
 
 
 def close(folder: StudyFolder) -> None:
@@ -44,84 +49,79 @@ def close(folder: StudyFolder) -> None:
     show(folder)
 
 
-def write(folder: StudyFolder, study: optuna.Study, records: list[TrialRecord], found: list[Comparison]) -> None:
-    """``report.md`` with its plots, and the tables as the study's note in the dashboard."""
+def write(report: Report, study: optuna.Study) -> None:
+    """All files of the report, each whole, and the tables as the study's note in the dashboard."""
     from optuna_dashboard import save_note
 
-    from sweeps import plots
+    from sweeps import page
 
-    config = folder.config
-    body = []
-    for table in found:
-        suffix = f"-{table.corpus['hash'][:8]}" if len(found) > 1 else ""
-        images = plots.write(folder.path, table, suffix)
-        pictures = [f"![{path.stem}]({path.name})" for path in images]
-        body.append((tables.caption(table), tables.markdown(config, table), pictures))
-    remarks = _remarks(folder, records, found)
-    note = [part for caption, table, _ in body for part in (caption, table)] + ["\n".join(f"* {r}" for r in remarks)]
-    save_note(study, "\n\n".join(note))
-    parts = [f"# {config.name}", *(part for caption, table, pictures in body for part in (caption, table, *pictures)),
-             "\n".join(f"* {remark}" for remark in remarks), _repeat(found),
-             "\n".join(f"    {line}" for line in "\n".join([*_sample(found), *_look_closer(folder)]).splitlines())]
-    write_text(folder.path / "report.md", "\n\n".join(part for part in parts if part) + "\n")
-
-
-def _remarks(folder: StudyFolder, records: list[TrialRecord], found: list[Comparison]) -> list[str]:
-    """What a reader must know beside the numbers."""
-    finished = [record for record in records if record.state == "complete"]
-    remarks = [tables.COLUMNS, tables.CAUTION] if found else ["No trial is finished yet."]
-    remarks += [remark for table in found for remark in tables.slack(table)]
-    if len(found) > 1:
-        remarks.append("The trials saw different corpora: one table each, and no comparison from one to the other.")
-    for record in comparison.not_completed(records):
-        seed = f", seed {record.seed}" if record.seed is not None else ""
-        remarks.append(f"trial {record.number} ({record.cell}{seed}) {record.state}: {record.note('reason')}")
-    missing = folder.config.size - len(finished) - len(comparison.not_completed(records))
-    if missing:
-        remarks.append(f"{missing} of {folder.config.size} trials are not over: this is not the final table.")
-    for what, key in (("machine", "machine"), ("git commit", "git")):
-        known = {str(record.note(key)) for record in finished if record.note(key)}
-        if known:
-            remarks.append(f"{what}: {'; '.join(sorted(known))}")
-    return remarks
+    path = report.folder.path
+    save_note(study, "\n\n".join(_markdown(section) for section in report.sections if (section.short and section.table)
+                                 or section.title == "How to read it"))
+    try:
+        for section in report.sections:
+            for picture in section.pictures:
+                picture.write_png(path)
+        body = [_markdown(section, pictures=True) for section in report.sections]
+        write_text(path / "report.md", "\n\n".join([f"# {report.folder.config.name}", *body]) + "\n")
+        write_text(path / "report.html", page.html(report))
+        write_text(path / "report.csv", trials_csv(report.records))
+        write_json(path / "report.json", _json(report))
+    except OSError as error:
+        raise UserError(f"{path}: the report cannot be written ({error.strerror}); make room or make the folder "
+                        "writable, and ask for it again") from None
 
 
-def _repeat(found: list[Comparison]) -> str:
-    """The command that trains each row's best run again."""
-    python = _tool(Path(sys.executable).name)
-    configs = [(row.cell, shlex.quote(str(row.best.folder / CONFIG))) for table in found for row in table.rows]
-    lines = [f"| {cell} | `{python} -m diffusion_lm train {config} run=NEW` |" for cell, config in configs]
-    return "\n".join(["| arm | to repeat its best run in a new folder NEW |", "| --- | --- |", *lines]) if lines else ""
+def _json(report: Report) -> dict[str, Any]:
+    return comparison.to_json(report.folder.config, report.comparisons, report.records)
 
 
-def _sample(found: list[Comparison]) -> list[str]:
-    """Text from the best run of each kind: across kinds there is no best."""
-    lines = []
-    for table in found:
-        for row in table.best:
-            text = row.best.result["sample"]
-            # A model of bytes writes control characters too; in a terminal they would do things.
-            text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-            if text.strip():
-                lines += [f"sample text of the best run of {row.kind} ({row.best.folder}):", "", text, ""]
-    return lines
+def _print(console: Any, section: Section) -> None:
+    console.print(f"\n{section.title}", markup=False, style="bold")
+    if section.table is not None:
+        dim = len(section.table.rows) - len(section.groups) if section.groups else 0
+        console.print(tables.terminal(section.table, dim=dim))
+    for paragraph in (*section.paragraphs, section.text):
+        if paragraph:
+            console.print(paragraph, markup=False)
 
 
-def _look_closer(folder: StudyFolder) -> list[str]:
-    """Commands that show the study in a browser; both servers have no password, hence the address."""
-    path, journal = shlex.quote(str(folder.path)), shlex.quote(str(folder.journal))
-    return ["to look closer:",
-            f"  {_tool('tensorboard')} --logdir {path} --host 127.0.0.1",
-            f"  {_tool('optuna-dashboard')} {journal} --host 127.0.0.1"]
+def _markdown(section: Section, pictures: bool = False) -> str:
+    parts = [f"## {section.title}"]
+    # A remark may hold what a model or a program wrote, and it is no markup here.
+    parts += ["\n".join(f"* {' '.join(paragraph.split())}" for paragraph in section.paragraphs)]
+    parts += [tables.markdown(section.table)] if section.table is not None else []
+    parts += [f"![{picture.name}]({picture.name}.png)\n\n{picture.caption}"
+              for picture in section.pictures] if pictures else []
+    parts += ["\n".join(f"    {line}" for line in section.text.splitlines())]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _tool(name: str) -> str:
-    """How to call a tool of this environment in a shell where it is not activated."""
-    beside = Path(sys.executable).parent / name
-    if not beside.exists():
-        return name
-    here = Path.cwd()
-    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
+def trials_csv(records: list[TrialRecord]) -> str:
+    """One line per trial with all its numbers: parameters as ``param:KEY``, then what it reported last."""
+    lines = [_line(record) for record in records]
+    header = list(dict.fromkeys(key for line in lines for key in line))
+    out = io.StringIO()
+    table = csv.DictWriter(out, header, lineterminator="\n")
+    table.writeheader()
+    table.writerows(lines)
+    return out.getvalue()
+
+
+def _line(record: TrialRecord) -> dict[str, Any]:
+    result = record.result or {}
+    return {
+        "trial": record.number, "state": record.state, "cell": record.cell, "seed": record.seed,
+        "kind": str(Kind.of_result(result)) if result else None, "feasible": record.feasible,
+        **{f"param:{key}": value for key, value in record.trial.params.items()},
+        **{key: value for key, value in record.last.items() if isinstance(value, int | float)},
+        "tokens_per_second_median": record.speed, "seconds": record.seconds, "devices": record.devices,
+        "device_hours": record.device_hours,
+        "parameters": result.get("parameters", {}).get("non_embedding"),
+        "corpus": result.get("corpus", {}).get("hash"),
+        **{key: record.note(key) for key in NOTES},
+        "folder": str(record.folder) if record.folder else None,
+    }
 
 
 def _root(folder: StudyFolder) -> str:

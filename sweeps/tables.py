@@ -1,14 +1,19 @@
-"""The comparison as a table: once as text, shown by rich in a terminal and as Markdown in a file."""
+"""The comparison as tables: once as text, shown by rich in a terminal, as Markdown in a file and as HTML in a page."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from diffusion_lm.evaluation.floor import ENTROPY_RATE, above_floor
 from diffusion_lm.kind import CACHE
+from sweeps import effects, pareto
 from sweeps.comparison import Comparison, Row
+from sweeps.statistics import SEQUENCES
 from sweeps.study import StudyConfig
 from sweeps.trial_files import BITS, NLL
 
@@ -17,9 +22,26 @@ CAUTION = ("Arms are ranked, and differences taken, among numbers of one kind: p
            "(processes, continuous time or T steps): do not rank processes on the bound alone.")
 COLUMNS = ("Bound: mean over the arm's seeds. s.e.: standard error, over validation sequences of a run or over seeds. "
            "tokens/s: in training, median over a run. Parameters: without embeddings.")
+DIFFERENCES = ("Differences to the baseline are paired by seed, [95 % interval of Student's t] (n pairs); of one pair "
+               "none is known, unless both runs were evaluated on the same sequences (`python -m diffusion_lm "
+               "evaluate RUN`): then it is over sequences, and says nothing of other seeds.")
 REFERENCES = (("entropy rate (floor)", ENTROPY_RATE), ("unigram entropy", "unigram_entropy"),
               ("uniform (log V)", "log_vocabulary"))
 Column = tuple[str, Callable[[Row], str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A table of text: a header, rows, and how many columns at the left are words (the others are numbers)."""
+
+    header: list[str]
+    rows: list[list[str]]
+    words: int = 2
+    notes: int = 0
+    """Columns of words at the right."""
+
+    def is_word(self, column: int) -> bool:
+        return column < self.words or column >= len(self.header) - self.notes
 
 
 def console() -> Console:
@@ -42,13 +64,13 @@ def compact(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def cells(config: StudyConfig, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of text, the reference rows last."""
+def cells(config: StudyConfig, comparison: Comparison) -> Text:
+    """The arms, the reference rows last."""
     columns = _columns(config, comparison)
     rows = [[show(row) for _, show in columns] for row in comparison.rows]
     for name, key in references(comparison):
         rows.append([name, "", number(comparison.corpus.get(key), 3)] + [""] * (len(columns) - 3))
-    return [header for header, _ in columns], rows
+    return Text([header for header, _ in columns], rows)
 
 
 def references(comparison: Comparison) -> list[tuple[str, str]]:
@@ -70,49 +92,70 @@ def _columns(config: StudyConfig, comparison: Comparison) -> list[Column]:
         what = f"{config.objective}: " if config.objective != NLL else ""
         columns.append((f"± s.e. {what}seeds (n)", lambda row: f"{number(row.seeds_error, 3)} ({len(row.runs)})"))
     if config.baseline:
-        columns.append((f"minus {config.baseline}", _difference))
+        columns.append((f"minus {config.baseline} [95 %]", _difference))
     for name in config.metrics:
         if name not in (NLL, BITS):
             columns.append((name, lambda row, name=name: number(row.metrics[name], 3)))
+    metrics = pareto.pair(config)
+    status = dict(zip(map(id, comparison.rows), pareto.front(comparison.rows, metrics)))
     columns += [
         ("bits/byte", lambda row: number(row.metrics[BITS], 3)),
         ("tokens/s", lambda row: number(row.speed)),
+        ("front", lambda row: status[id(row)] or "–"),
         ("parameters", lambda row: compact(row.parameters)),
         ("trials", lambda row: str(row.trials)),
     ]
-    if not config.factorial:
-        columns.append(("best of them", lambda row: ", ".join(
-            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-            for key, value in row.params.items() if key in config.space)))
+    if not effects.designed(config):
+        columns.append(("best of them", lambda row: values({key: value for key, value in row.params.items()
+                                                            if key in config.space})))
     return columns
 
 
+def value(found: Any) -> str:
+    """A parameter's value as text."""
+    return f"{found:.4g}" if isinstance(found, float) else str(found)
+
+
+def values(params: Mapping[str, Any]) -> str:
+    """Parameters as text: ``lr=0.001, d_state=64``."""
+    return ", ".join(f"{key}={value(found)}" for key, found in params.items())
+
+
+def text(found: Any) -> str:
+    """Anything, or a dash for nothing."""
+    return "–" if found is None else str(found)
+
+
 def _difference(row: Row) -> str:
-    if row.difference is None:
+    if row.against is None:
         return "–"
-    return f"{row.difference:+.3f}" + (f" ± {row.difference_error:.3f}" if row.difference_error is not None else "")
+    found, per_sequence = row.against, row.against.over == SEQUENCES
+    low_high = "".join(f" [{low:+.3f}, {high:+.3f}]" for low, high in filter(None, [found.interval]))
+    return f"{found.mean:+.3f}{low_high} ({found.n:,} sequences)" if per_sequence else (
+        f"{found.mean:+.3f}{low_high} ({found.n})")
 
 
-def terminal(config: StudyConfig, comparison: Comparison) -> Table:
-    """The table for a person at a terminal."""
-    header, rows = cells(config, comparison)
-    table = Table(title=caption(comparison), title_justify="left")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index < 2 else "right")
-    count = len(comparison.rows)
-    for row in rows[:count]:
-        table.add_row(*row)
-    table.add_section()
-    for row in rows[count:]:
-        table.add_row(*row, style="dim")
+def terminal(text: Text, title: str = "", dim: int = 0) -> Table:
+    """A table for a person at a terminal, the last `dim` rows set apart."""
+    table = Table(title=title or None, title_justify="left")
+    for place, name in enumerate(text.header):
+        table.add_column(name, justify="left" if text.is_word(place) else "right")
+    for place, row in enumerate(text.rows):
+        if place == len(text.rows) - dim:
+            table.add_section()
+        table.add_row(*map(escape, row), style="dim" if place >= len(text.rows) - dim else "")
     return table
 
 
-def markdown(config: StudyConfig, comparison: Comparison) -> str:
-    """The table for a file."""
-    header, rows = cells(config, comparison)
-    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def markdown(text: Text) -> str:
+    """A table for a file."""
+    rule = ["---" if text.is_word(place) else "---:" for place in range(len(text.header))]
+    lines = [text.header, rule, *text.rows]
+    return "\n".join("| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in lines)
+
+
+def _one_line(cell: str) -> str:
+    return " ".join(cell.split()).replace("|", "\\|")
 
 
 def caption(comparison: Comparison) -> str:

@@ -3,12 +3,26 @@ the other files beside it.
 """
 
 import json
+import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 CONFIG = "config.yaml"
-REPORT, RESULT, LOG, STOP = "report.jsonl", "result.json", "train.log", "STOP"
+REPORT, RESULT, LOG, STOP, SAMPLES = "report.jsonl", "result.json", "train.log", "STOP", "samples.txt"
+HPARAMS, FAILURE = "hparams.json", "failure.json"
 NLL, NLL_ERROR, BITS, SPEED = "val/nll", "val/nll_se", "val/bpb", "throughput/tokens_per_second"
+
+
+def config(folder: Path) -> Mapping[str, Any]:
+    """What the trial trains, as plain values; empty where the file is not there."""
+    import yaml
+
+    try:
+        return yaml.load((folder / CONFIG).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    except FileNotFoundError:
+        return {}
 
 
 def result(folder: Path) -> dict[str, Any] | None:
@@ -17,6 +31,15 @@ def result(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / RESULT).read_text())
     except FileNotFoundError:
         return None
+
+
+def failure(folder: Path) -> dict[str, Any] | None:
+    """What training said about its own failure, `class` and `message`; None if it said nothing."""
+    try:
+        found = json.loads((folder / FAILURE).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"class", "message"} <= found.keys() else None
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
@@ -32,6 +55,37 @@ def last_line(folder: Path) -> str:
     except FileNotFoundError:
         lines = []
     return next((line.strip() for line in reversed(lines) if line.strip()), "the log is empty")
+
+
+def size(path: Path) -> int:
+    """Bytes in a file; 0 if it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def log_since(folder: Path, start: int) -> str:
+    """What the log got after its first `start` bytes."""
+    try:
+        with open(folder / LOG, "rb") as file:
+            file.seek(start)
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def writable(folder: Path) -> bool:
+    """Whether the disk takes a few thousand bytes in `folder`: rights alone do not tell a full one or a used-up quota.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(8192))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 class Tail:

@@ -158,3 +158,52 @@ def browser(tmp_path_factory):
 
     yield SimpleNamespace(driver=driver, open=opened, errors=errors)
     driver.quit()
+
+
+@pytest.fixture
+def trained(folder_of, experiments):
+    """Plans a study and ends its trials at once, as workers would leave them: `numbers(params, seed)` gives the final
+    metrics (and ``speed``, ``result``: more of result.json, ``fail``: a reason). Returns the study's folder."""
+
+    def run(path, numbers):
+        import json
+
+        from sweeps import design, planner
+
+        folder = folder_of(path)
+        study = planner.plan(folder, experiments)
+        rows = design.rows(folder.config)
+        for _ in range(folder.config.size):
+            trial = study.ask()
+            row = rows[trial.user_attrs.get("row", trial.number)]
+            for key, value in {**row.attributes(), "git": "abc", "machine": "2 x CPU, no GPU", "node": "n1"}.items():
+                trial.set_user_attr(key, value)
+            params = design.suggest(folder.config, trial)
+            place = folder.path / design.folder_name(folder.config, trial.number, row.cell, row.seed)
+            place.mkdir()
+            trial.set_user_attr("folder", str(place))
+            (place / "config.yaml").write_text("training: {devices: 2}\n")
+            found = {**numbers(params, row.seed)}
+            if "fail" in found:
+                trial.set_user_attr("reason", found["fail"])
+                study.tell(trial, state=optuna_state("FAIL"))
+                continue
+            more, speed = found.pop("result", {}), found.pop("speed", 1000.0)
+            found = {"val/nll_se": 0.02, "val/bpb": found["val/nll"] / 0.7, **found}
+            lines = [{"step": step, "tokens": 1000 * step, **found, "val/nll": found["val/nll"] + 2 / step**2,
+                      "throughput/tokens_per_second": speed} for step in range(1, 11)]
+            (place / "report.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            result = {"status": "finished", "step": 10, "tokens": 10_000, "metrics": found, "seconds": 1800.0,
+                      "process": "masked", "parameters": {"non_embedding": 20_000}, "sample": "once upon a time",
+                      "corpus": {"hash": "c0ffee", "name": "fake", "unigram_entropy": 3.1, "log_vocabulary": 5.5}}
+            (place / "result.json").write_text(json.dumps({**result, **more}))
+            study.tell(trial, [speed if name == "throughput/tokens_per_second" else found[name]
+                               for name in folder.config.metrics])
+        return folder
+
+    def optuna_state(name):
+        from optuna.trial import TrialState
+
+        return TrialState[name]
+
+    return run

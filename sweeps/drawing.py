@@ -1,0 +1,87 @@
+"""What all plots of studies share: colours, canvas, and how a figure becomes a file or a part of a page."""
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diffusion_lm.files import atomic_path
+
+INK = "#1f2328"
+"""Of text and lines. In a page it becomes the page's own colour of text, so that a plot can be read in the dark too."""
+GREY = "#7d8590"
+# Okabe and Ito's colours, which stay apart for colour-blind readers; their yellow is too pale for lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#8c6d46")
+LINES = ("-", "--", ":", "-.")
+WIDTH, ROW = 9.0, 0.24
+"""Inches: of a plot, and of a row of text in it."""
+STYLE = {"text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+         "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titlelocation": "left",
+         "axes.titleweight": "bold", "font.size": 9, "svg.fonttype": "none", "figure.dpi": 100, "axes.axisbelow": True,
+         "grid.color": GREY, "grid.alpha": 0.3, "font.family": "sans-serif"}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure with the stem of its file, and what stands under it."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+    def write_png(self, folder: Path) -> Path:
+        """``NAME.png`` in `folder`."""
+        path = folder / f"{self.name}.png"
+        with matplotlib.rc_context(STYLE), atomic_path(path) as temporary:
+            self.figure.savefig(temporary, format="png", dpi=150, facecolor="white")
+        return path
+
+    def svg(self) -> str:
+        """For a page: the same text for the same figure, without a background, in the page's colour of text."""
+        out = io.StringIO()
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
+            self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        text = out.getvalue()
+        text = text[text.index("<svg"):]
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        known = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
+        text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in known else "", text)
+        return text.replace(INK, "currentColor")
+
+
+def canvas(height: float, columns: int = 1, rows: int = 1, width: float = WIDTH,
+           **keywords: object) -> tuple[Figure, list[Axes]]:
+    """An empty figure of `width` x `height` inches and its axes, row by row."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **keywords)
+    return figure, list(axes.flat)
+
+
+def apart(places: list[float], gap: float) -> list[float]:
+    """`places` moved as little as it takes to be `gap` apart, in the same order; for labels beside points."""
+    order = sorted(range(len(places)), key=lambda index: places[index])
+    groups: list[tuple[float, list[int]]] = []
+    for index in order:
+        groups.append((places[index], [index]))
+        while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
+            (low, first), (high, second) = groups[-2:]
+            middle = (low * len(first) + high * len(second)) / (len(first) + len(second))
+            groups[-2:] = [(middle, first + second)]
+    moved = dict.fromkeys(order, 0.0)
+    for middle, members in groups:
+        for place, index in enumerate(members):
+            moved[index] = middle + gap * (place - (len(members) - 1) / 2)
+    return [moved[index] for index in range(len(places))]
+
+
+def _top(group: tuple[float, list[int]], gap: float) -> float:
+    return group[0] + gap * (len(group[1]) - 1) / 2
+
+
+def _bottom(group: tuple[float, list[int]], gap: float) -> float:
+    return group[0] - gap * (len(group[1]) - 1) / 2
