@@ -68,6 +68,14 @@ class Owner:
         queued = tasks(self.user)
         return queued is not None and self.task not in queued
 
+    def is_alive(self, me: "Owner", tasks: Callable[[str], set[str] | None] = slurm.tasks) -> bool:
+        """Whether the process is known to live, judged from `me`. If neither this nor `is_gone`: unknown."""
+        if self.is_gone(me, tasks):
+            return False
+        if (self.host, self.machine, self.boot) == (me.host, me.machine, me.boot):
+            return True
+        return self.task is not None and self.cluster == me.cluster and self.task in (tasks(self.user) or ())
+
 
 def _machine(host: str) -> str:
     """The machine's own id where there is one: host names repeat."""

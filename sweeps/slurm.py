@@ -1,9 +1,11 @@
-"""What a worker asks of SLURM: who am I, which jobs exist, put me back into the queue."""
+"""What a worker asks of SLURM: who am I, which jobs exist, how long do I have, put me back into the queue."""
 
 import os
+import re
 import subprocess
 
 TIMEOUT = 20  # seconds; a controller that does not answer leaves the question open
+DURATION = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 
 
 def task() -> str | None:
@@ -27,6 +29,17 @@ def cluster() -> str | None:
     return os.environ.get("SLURM_CLUSTER_NAME")
 
 
+def cluster_here() -> str | None:
+    """The cluster that this machine's own commands ask, also outside a job; None without SLURM."""
+    try:
+        answer = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=TIMEOUT,
+                                check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    settings = (line.partition("=") for line in answer.stdout.splitlines())
+    return next((value.strip() for key, _, value in settings if key.strip() == "ClusterName"), None)
+
+
 def tasks(user: str) -> set[str] | None:
     """The jobs and array tasks of `user` that are queued or running; None if SLURM did not say.
 
@@ -46,3 +59,23 @@ def requeue(task: str) -> bool:
         return subprocess.run(["scontrol", "requeue", task], timeout=TIMEOUT).returncode == 0
     except (OSError, subprocess.SubprocessError):
         return False
+
+
+def time_left(task: str) -> tuple[float, float] | None:
+    """Seconds that `task` has left, and its whole limit; None without a limit, or if SLURM did not say."""
+    command = ["squeue", "--noheader", f"--jobs={task}", "--format=%L %l"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = [_seconds(word) for word in answer.stdout.split()]
+    return (found[0], found[1]) if len(found) == 2 and None not in found else None
+
+
+def _seconds(text: str) -> float | None:
+    """SLURM's ``days-hours:minutes:seconds``, where what is 0 in front is left out; None for UNLIMITED and the like."""
+    found = DURATION.fullmatch(text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -107,7 +107,7 @@ def test_status_and_report_of_a_planned_study(command, write_study):
     code, out, _ = command("plan", path)
     assert code == 0 and "2 trials planned" in out
     code, out, _ = command("status", path, "--json")
-    assert code == 0 and [trial["state"] for trial in json.loads(out)] == ["waiting", "waiting"]
+    assert code == 0 and [trial["state"] for trial in json.loads(out)["trials"]] == ["waiting", "waiting"]
     code, out, _ = command("report", path)
     assert code == 0 and "No trial is finished yet." in out
 

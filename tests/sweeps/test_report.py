@@ -59,7 +59,7 @@ def test_report_and_status_for_programs(finished, tmp_path, capsys):
     assert found["corpora"][0]["rows"][0]["metrics"]["val/nll"] == pytest.approx(1.925 + 3 * math.exp(-3))
     assert {entry["cell"] for entry in found["not_completed"]} == {"broken"}
     assert run_command(main, ["status", str(finished), "--root", str(tmp_path / "runs"), "--json"]) == 0
-    trials = json.loads(capsys.readouterr().out)
+    trials = json.loads(capsys.readouterr().out)["trials"]
     assert len(trials) == 8 and trials[0]["last"]["step"] == 3 and trials[3]["reason"].startswith("exit status 2")
     assert run_command(main, ["status", str(finished), "--root", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr().out
