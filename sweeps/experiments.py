@@ -36,9 +36,17 @@ class Experiments(Protocol):
 
     def kind(self, config: Any) -> Kind: ...
 
+    def describe(self, config: Any) -> dict[str, Any]: ...
+
 
 class Core:
-    """`diffusion_lm.experiment`, imported on first use."""
+    """`diffusion_lm.experiment`, imported on first use, and what `diffusion_lm describe` says."""
+
+    def describe(self, config: Any) -> dict[str, Any]:
+        """Sizes and cost; builds the model without memory, so that sizes that do not fit together are refused."""
+        from diffusion_lm.commands.describe import describe
+
+        return describe(config)
 
     def __getattr__(self, name: str) -> Any:
         from diffusion_lm import experiment
@@ -46,29 +54,48 @@ class Core:
         return getattr(experiment, name)
 
 
-def try_all(config: StudyConfig, experiments: Experiments) -> dict[str, Any]:
-    """Read the experiment of every arm with every choice and every end of a range, once.
+def try_all(config: StudyConfig, experiments: Experiments, *, build: bool = False) -> dict[str, Any]:
+    """Read the experiment of every arm with every choice and every end of a range, once; `build` its model too, once
+    for each that differs, without memory.
 
     Returns the experiment of each arm, for `refuse_changes`. Raises `UserError` for the first that is refused.
     """
     references: dict[str, Any] = {}
     kinds: set[Kind] = set()
+    built: set[str] = set()
     for params in design.probes(config):
         overrides = design.overrides(config, params, config.seeds[0] if config.seeds else None)
         try:
             loaded = experiments.load(config.experiment, overrides)
             _check_metrics(config, experiments.reported(loaded))
-        except UserError as error:
+            tree = _plain(experiments.to_dict(loaded))
+            if build and (model := _of_model(tree)) not in built and has_tokenizer(tree):
+                built.add(model)
+                experiments.describe(loaded)
+        except ValueError as error:
             place = ", ".join(f"{key} {value}" if key == design.ARM else f"{key}={value}"
                               for key, value in params.items())
             raise UserError(f"{place}: {error}" if place else str(error)) from None
-        references.setdefault(params.get(design.ARM, ""), _plain(experiments.to_dict(loaded)))
+        references.setdefault(params.get(design.ARM, ""), tree)
         kinds.add(experiments.kind(loaded))
     if len(kinds) > 1 and config.pruner.name not in PRUNERS_OF_ONE_TRIAL:
         said = "; ".join(sorted(map(str, kinds)))
         raise UserError(f"pruner: {config.pruner.name} stops trials by the numbers of others, and these are of "
                         f"different kinds ({said}); expected arms of one kind, or pruner NopPruner")
     return references
+
+
+def _of_model(tree: Mapping[str, Any]) -> str:
+    """What of an experiment decides the sizes that have to fit together."""
+    other = {"name", "seed", "evaluation", "sampler", "prompt"}
+    training = {key: tree.get("training", {}).get(key) for key in ("batch_size", "micro_batch", "devices", "num_nodes")}
+    return json.dumps([{key: value for key, value in tree.items() if key not in other | {"training"}}, training])
+
+
+def has_tokenizer(tree: Mapping[str, Any]) -> bool:
+    """Whether the vocabulary is known: a tokenizer's file may be made after the study is planned."""
+    name = str(tree.get("data", {}).get("tokenizer", ""))
+    return not name.endswith(".json") or Path(name).exists()
 
 
 def _check_metrics(config: StudyConfig, reported: Sequence[str]) -> None:
@@ -84,13 +111,18 @@ def save_references(folder: StudyFolder, references: Mapping[str, Any]) -> None:
     write_json(folder.references, references)
 
 
+def references(folder: StudyFolder) -> dict[str, Any]:
+    """What `save_references` kept."""
+    return json.loads(folder.references.read_text())
+
+
 def refuse_changes(folder: StudyFolder, experiments: Experiments) -> None:
     """Raise `UserError` if an experiment file or a default changed since the study started.
 
     Trials of one study must differ in what the study varies and in nothing else. A key that did not exist then and has
     its default now is no change.
     """
-    then = json.loads(folder.references.read_text())
+    then = references(folder)
     now = try_all(folder.config, experiments)
     defaults = {arm: _plain(experiments.default_values(tree)) for arm, tree in now.items()}
     lines = differences(then, _without_new(now, then, defaults))

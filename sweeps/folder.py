@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,16 @@ class StudyFolder:
     def references(self) -> Path:
         """The experiment of each arm as it was when the study started."""
         return self.path / "experiments.json"
+
+    @property
+    def training(self) -> dict[str, int]:
+        """Of the arms' experiments the most training `steps` and the most between validations, `val_every`; empty as
+        long as the study is not started."""
+        if not self.references.is_file():
+            return {}
+        found = [tree.get("training", {}) for tree in json.loads(self.references.read_text()).values()]
+        kept = {key: [tree[key] for tree in found if key in tree] for key in ("steps", "val_every")}
+        return {key: max(values) for key, values in kept.items() if values}
 
     @property
     def journal(self) -> Path:

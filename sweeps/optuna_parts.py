@@ -65,6 +65,16 @@ def pruner(config: StudyConfig, training: Mapping[str, int] | None = None) -> "B
     return _build("pruner", _class(optuna.pruners, "Pruner", part.name), arguments)
 
 
+def check_pruning(config: StudyConfig, references: Mapping[str, Any]) -> None:
+    """Raise `UserError` if no trial could be pruned: it reports once, when it is over."""
+    for arm, tree in references.items():
+        training = tree.get("training", {})
+        if config.pruner.name != "NopPruner" and 0 < training.get("steps", 0) <= training.get("val_every", 0):
+            raise UserError(f"pruner: {config.pruner.name}, but {arm or 'the experiment'} reports at its end alone "
+                            f"(training.steps {training['steps']}, training.val_every {training['val_every']}); "
+                            "expected a smaller training.val_every, or no pruner")
+
+
 def remarks(config: StudyConfig) -> list[str]:
     """What a person should know of the sampler and the pruner, beside what is refused."""
     found = []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_lm.errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
     from optuna.trial import Trial
 
 SCALARS = (str, int, float, bool, type(None))
@@ -18,7 +19,7 @@ ARM = "arm"
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """One of a few values, each of which a factorial design visits; `when` as in `conditions`."""
+    """One of a few values, each of which a factorial design visits. `when`: see `conditions`."""
 
     values: tuple[Any, ...]
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -26,6 +27,12 @@ class Choices:
     def suggest(self, trial: "Trial", key: str) -> Any:
         """The trial's value: fixed by the design, drawn before, or drawn now."""
         return trial.suggest_categorical(key, self.values)
+
+    def distribution(self) -> "BaseDistribution":
+        """As Optuna keeps it beside a value."""
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(self.values)
 
     def corners(self) -> tuple[Any, ...]:
         """Values that planning tries, so that a bad one is found before anything is trained."""
@@ -60,6 +67,14 @@ class Range:
         if self.whole:
             return trial.suggest_int(key, self.low, self.high, log=self.log, step=self.step or 1)
         return trial.suggest_float(key, self.low, self.high, log=self.log, step=self.step)
+
+    def distribution(self) -> "BaseDistribution":
+        """As Optuna keeps it beside a value."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def corners(self) -> tuple[Any, ...]:
         """Both ends."""

@@ -66,8 +66,8 @@ def create(folder: StudyFolder) -> optuna.Study:
     """The study in `folder`, created if it is not there yet. The caller holds the study's lock."""
     config = folder.config
     study = optuna.create_study(storage=_open(folder), study_name=config.name, directions=list(config.metrics.values()),
-                                sampler=optuna_parts.sampler(config, 0), pruner=optuna_parts.pruner(config),
-                                load_if_exists=True)
+                                sampler=optuna_parts.sampler(config, 0),
+                                pruner=optuna_parts.pruner(config, folder.training), load_if_exists=True)
     if study.metric_names is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -82,9 +82,19 @@ def load(folder: StudyFolder) -> optuna.Study:
     _check(address(folder) if folder.storage_file.is_file() else JOURNAL)
     try:
         return optuna.load_study(storage=_open(folder), study_name=config.name,
-                                 sampler=optuna_parts.sampler(config, 0), pruner=optuna_parts.pruner(config))
+                                 sampler=optuna_parts.sampler(config, 0),
+                                 pruner=optuna_parts.pruner(config, folder.training))
     except KeyError:
         raise folder.not_started() from None
+
+
+def of_url(url: str, name: str) -> optuna.Study:
+    """The study `name` in the database at `url`, to be read. Raises `UserError`."""
+    if _normal(url) == JOURNAL or name not in _names(url):
+        raise UserError(f"storage: there is no study '{name}' in {url}; expected a database that has it")
+    from sweeps import database
+
+    return optuna.load_study(storage=database.connect(database.parse(url)), study_name=name)
 
 
 def _open(folder: StudyFolder) -> BaseStorage:

@@ -11,8 +11,9 @@ from sweeps.space import parse as parse_dimension
 
 DIRECTIONS = ("minimize", "maximize")
 # What training reports under these names: a typing error must show before the first trial is trained, not after.
-METRICS = ("val/nll", "val/bpb", "val/ppl_bound", "val/mse", "val/rounding_accuracy", "throughput/tokens_per_second")
-WARM_START = ("study", "storage", "root")
+METRICS = ("val/nll", "val/bpb", "val/ppl_bound", "val/mse", "val/rounding_accuracy", "throughput/tokens_per_second",
+           "gen/common_3grams", "gen/entropy", "gen/reference_3grams", "gen/calls")
+WARM_START = ("study", "storage")
 
 
 def _typed(kind: type, what: str) -> Callable[[str, Any], Any]:

@@ -37,6 +37,12 @@ def kind(config):
     return Kind("gaussian" if config["objective"] == "gaussian" else "masked", "continuous time")
 
 
+def describe(config):
+    if config["width"] % 8:
+        raise UserError(f"width: got {config['width']}, expected a multiple of 8")
+    return {"parameters, non-embedding": 300 * config["width"], "tokens planned": 1000 * config["steps"]}
+
+
 def to_dict(config):
     return dict(config)
 
