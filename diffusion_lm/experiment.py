@@ -38,8 +38,15 @@ from diffusion_lm.unused import refuse_unused
 
 EXPERIMENTS = Path("experiments")
 ROOT = Path(__file__).resolve().parent.parent
+COPIED = ROOT / "code.json"
+"""There in a copy of the code that a study goes on with (sweeps/snapshot.py): of what commit it was made, and when."""
+PLACES = (ROOT, Path()) if COPIED.is_file() else (Path(), ROOT)
+"""Where experiments are looked for: the working folder may change under a copy."""
 BOUND = ("val/nll", "val/nll_se", "val/ppl_bound", "val/bpb")
 """What is reported of a bound."""
+GENERATED = ("gen/common_3grams", "gen/entropy", "gen/calls")
+REFERENCE = "gen/reference_3grams"
+"""What is reported of texts drawn at the end (`evaluation.samples`); the last of texts with a prompt."""
 LOWEST_START, HIGHEST_END = 0.9, 0.1
 """Where alpha may begin and end at the least in the training of a discrete process."""
 EXPORTED = "experiment.yaml"
@@ -120,6 +127,11 @@ def _check_pairings(config: ExperimentConfig) -> None:
         )
     if objective.causal:
         _check_causal(config)
+    if config.evaluation.samples and config.sampler.guidance and not config.evaluation.prompt:
+        raise ValueError(
+            f"sampler.guidance: got {config.sampler.guidance}, but the {config.evaluation.samples} texts of "
+            "evaluation.samples have no prompt to be guided by; set evaluation.prompt, for example to 0.5"
+        )
     config.model.check_readout(objective.readout)
     if config.model.self_conditioning and part_class(config.process).discrete:
         raise ValueError(
@@ -225,13 +237,14 @@ def find(source: str | Path) -> Path:
     """The file of an experiment given by path, by a folder of weights, or by name under experiments/ here or in the
     project."""
     given = Path(source)
-    places = [given, given / EXPORTED, *(root / EXPERIMENTS / f"{source}.yaml" for root in (Path(), ROOT))]
+    paths = [ROOT / given, given] if COPIED.is_file() else [given]
+    places = [*paths, given / EXPORTED, *(root / EXPERIMENTS / f"{source}.yaml" for root in PLACES)]
     for place in places:
         if place.is_file():
             return place
     names = [
         str(p.relative_to(root / EXPERIMENTS).with_suffix(""))
-        for root in (Path(), ROOT)
+        for root in PLACES
         for p in (root / EXPERIMENTS).rglob("*.yaml")
     ]
     raise UserError(
@@ -299,7 +312,9 @@ def kind(config: ExperimentConfig) -> Kind:
 def reported(config: ExperimentConfig) -> tuple[str, ...]:
     """Names of the numbers by which runs of it can be compared, as its validations report them."""
     objective = part_class(config.objective)
-    return BOUND if objective.reports_bound else objective.headline
+    names = BOUND if objective.reports_bound else objective.headline
+    drawn = GENERATED if config.evaluation.samples else ()
+    return (*names, *drawn, *([REFERENCE] if drawn and config.evaluation.prompt else []))
 
 
 def save(config: ExperimentConfig, path: str | Path) -> None:

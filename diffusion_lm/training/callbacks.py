@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.optim import Optimizer
 
+from diffusion_lm.evaluation.generated import generated
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.optimizer import learning_rates
 from diffusion_lm.training.result import summary
@@ -116,7 +117,8 @@ class Report(Callback):
     def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("val", "throughput"))}
+        found = trainer.callback_metrics.items()
+        metrics = {k: float(v) for k, v in found if k.startswith(("val", "gen", "throughput"))}
         step = trainer.global_step
         trainer.logger.log_metrics(metrics, step)
         trainer.logger.save()  # before the line that says that this validation is done: it is never repeated
@@ -149,6 +151,16 @@ class Samples(Callback):
         if trainer.logger is not None:
             quoted = "\n\n---\n\n".join("    " + t.replace("\n", "\n    ") for t in texts)
             trainer.logger.experiment.add_text("samples", quoted, trainer.global_step)
+
+
+class Generated(Callback):
+    """Reports, with the last validation, what drawn texts come to. Stands where `Samples` does, and for its reason."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: DiffusionModule) -> None:
+        if trainer.global_step < trainer.max_steps:
+            return
+        for name, value in generated(module.model, module.config).items():
+            module.log(name, value, rank_zero_only=True, logger=False)
 
 
 class Throughput(Callback):

@@ -117,10 +117,21 @@ class EvaluationConfig:
     """Seed of the noise levels and the corruption: equal for all models that are to be compared."""
     batch_size: int = 32
     """Sequences per forward pass."""
+    samples: int = 0
+    """Texts drawn after the last validation for the numbers gen/... (evaluation/generated.py); 0 reports none."""
+    prompt: float = 0.0
+    """Share of each of these texts that is given, the beginning of a validation text."""
 
     def __post_init__(self) -> None:
         for name in ("draws", "batch_size"):
             _at_least(self, name, 1)
+        _at_least(self, "samples", 0)
+        if not 0 <= self.prompt < 1:
+            raise ValueError(f"prompt: got {self.prompt}, expected 0 or more and less than 1: a share of each text")
+
+    def unused(self, experiment: Any) -> dict[str, str]:
+        """The prompt of texts that are not drawn."""
+        return {} if self.samples else {"evaluation.prompt": "with evaluation.samples 0 no text is drawn for numbers"}
 
 
 def _at_least(config: object, name: str, least: int) -> None:

@@ -18,7 +18,7 @@ from diffusion_lm.experiment import ExperimentConfig
 from diffusion_lm.files import atomic_path
 from diffusion_lm.training import allocation
 from diffusion_lm.training.averaging import Average
-from diffusion_lm.training.callbacks import Checkpoints, Report, Samples, Scalars, Throughput
+from diffusion_lm.training.callbacks import Checkpoints, Generated, Report, Samples, Scalars, Throughput
 from diffusion_lm.training.clip_search import ClipSearch
 from diffusion_lm.training.events import Events
 from diffusion_lm.training.grace import Grace
@@ -97,6 +97,7 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
             Grace(),
             Throughput(tokens_per_step),
             Samples(run, training.samples),
+            *([Generated()] if config.evaluation.samples else []),
             *average,
             *([ClipSearch()] if part_class(config.times).searches else []),
             Scalars(training.log_every),
