@@ -1,5 +1,6 @@
 """Where and from what code a trial ran."""
 
+import json
 import os
 import platform
 import subprocess
@@ -8,11 +9,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_GPU = "no GPU"
+COPIED = "code.json"
 
 
 @cache
 def commit() -> str | None:
-    """The commit of the code, with ``+changes`` if files differ from it; None outside a git checkout."""
+    """The commit of the code, with ``+changes`` if files differ from it; None outside a git checkout.
+
+    A copy that a study runs from (sweeps/snapshot.py) says of what commit it was made.
+    """
+    if (ROOT / COPIED).is_file():
+        return json.loads((ROOT / COPIED).read_text())["git"]
     head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
     if head is None:
         return None

@@ -1,5 +1,6 @@
 """What a run came to: result.json."""
 
+import json
 import math
 import subprocess
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ import lightning
 from diffusion_lm.config import name_of
 from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.evaluation.floor import ABOVE, ENTROPY_RATE, above_floor
-from diffusion_lm.experiment import ROOT
+from diffusion_lm.experiment import COPIED, ROOT
 from diffusion_lm.lightning_module import DiffusionModule
 from diffusion_lm.training.memory import peak_memory
 from diffusion_lm.training.run import Run
@@ -62,6 +63,8 @@ def summary(metrics: Mapping[str, float]) -> str:
 
 def git_commit() -> str:
     """The project's commit, with '+' when files differ from it; '' outside a checkout."""
+    if COPIED.is_file():
+        return (json.loads(COPIED.read_text())["git"] or "").replace("+changes", "+")
 
     def ask(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)

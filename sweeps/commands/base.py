@@ -22,6 +22,13 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
                         "else the study is a journal in its folder")
 
 
+def add_code(parser: argparse.ArgumentParser) -> None:
+    """--code, for commands that train."""
+    parser.add_argument("--code", choices=("own", "new"), default="own", help="own: the copy of the code that the "
+                        "study started with, made when it starts; new: a copy of the code here, from now on "
+                        "[%(default)s]")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """--json, for commands that print."""
     parser.add_argument("--json", action="store_true", help="print JSON for programs")

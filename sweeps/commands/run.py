@@ -2,7 +2,7 @@
 
 import argparse
 
-from sweeps.commands.base import add_storage, add_study, study_folder
+from sweeps.commands.base import add_code, add_storage, add_study, study_folder
 
 HELP = "plan, then work on the study's trials until none is left"
 
@@ -10,14 +10,22 @@ HELP = "plan, then work on the study's trials until none is left"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_study(parser)
     add_storage(parser)
+    add_code(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, work, and write the report if this worker ended the study."""
-    from sweeps import experiments, planner, report, worker
+    from sweeps import launch, snapshot
 
     folder = study_folder(arguments)
+    launch.Allocation.current()
+    snapshot.enter(folder.path, folder.path.parent, arguments.code)
+    from sweeps import experiments, planner, report, worker
+
     core = experiments.Core()
-    code = worker.Worker(folder, planner.plan(folder, core), core).run()
+    study = planner.plan(folder, core)
+    snapshot.record(folder.path, arguments.code)
+    snapshot.enter(folder.path, folder.path.parent, arguments.code)  # a faster worker's, if that is another
+    code = worker.Worker(folder, study, core).run()
     report.close(folder)
     return code
