@@ -64,7 +64,7 @@ PreemptMode=REQUEUE
 PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE DefaultTime=10 DefMemPerCPU=512
 PartitionName=main Default=YES PriorityTier=10
 PartitionName=short MaxTime=2 DefaultTime=1 PriorityTier=10
-PartitionName=preempt PriorityTier=1 GraceTime=5
+PartitionName=preempt PriorityTier=1
 """
 
 

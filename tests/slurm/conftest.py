@@ -20,7 +20,7 @@ EXPERIMENT = {
 
 
 def _module(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -53,7 +53,7 @@ def tiny(cluster, tmp_path_factory):
 
 @pytest.fixture
 def submit(cluster, tmp_path):
-    """Submits a script as a user would, from the project's folder; returns the job's number."""
+    """Submits a script as a user would, from the project's folder, with more variables around it; returns the job's number."""
 
     def run(script, *arguments, options=(), **environment):
         wanted = {**cluster.environment, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment}
@@ -61,6 +61,35 @@ def submit(cluster, tmp_path):
                            *map(str, arguments), cwd=PROJECT, env=wanted)
 
     return run
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A command in Python's place: `python -m sweeps run STUDY --root ROOT` works with stand-in trainings."""
+    path = tmp_path / "python"
+    path.write_text(f"""#!{sys.executable}
+import os, sys
+study, root = sys.argv[sys.argv.index("run") + 1], sys.argv[sys.argv.index("--root") + 1]
+os.execv({sys.executable!r}, [{sys.executable!r}, "{PROJECT}/tests/sweeps/fake_worker.py", study, root])
+""")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def database():
+    """A PostgreSQL server; its `url()` is a new database. Where it is not installed its tests skip: in CI a failure."""
+    module = _module("../sweeps/postgresql")
+    if module.binaries() is None:
+        pytest.skip("no initdb: apt-get install postgresql")
+    with module.PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture
+def storage(request):
+    """Where a test's studies are kept, as SWEEPS_STORAGE says it: a journal, or by parameter a new database."""
+    return request.getfixturevalue("database").url() if request.param == "postgresql" else "journal"
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Working:
-    """A worker in the middle of a trial that has a checkpoint: what happens to it now may cost a few steps."""
+class Held:
+    """A worker whose trial has a checkpoint, is in the midst of a step and waits for `go`; `life` counts from 0."""
 
     number: int
     life: int
@@ -18,6 +18,15 @@ class Working:
     node: str
     pid: int
 
+    def go(self) -> None:
+        """Let the trial train on, in this life and in later ones."""
+        (self.folder / "go").touch()
+
+    @property
+    def asked(self) -> bool:
+        """Whether training was told to stop, by a signal."""
+        return "stopping after this step" in (self.folder / "train.log").read_text()
+
 
 class Sweep:
     """The array `job`, which works on the study in `folder`."""
@@ -25,55 +34,51 @@ class Sweep:
     def __init__(self, cluster, job: str, folder: Path):
         self.cluster, self.job, self.folder = cluster, job, folder
 
-    def victim(self, *spared: str, seconds: float = 120) -> Working:
-        """A worker whose trial has a checkpoint and half of its steps to go; none whose task is `spared`."""
-        self.cluster.until(lambda: self._working(spared), seconds)
-        return self._working(spared)[0]
+    def held(self, count: int = 1, seconds: float = 120) -> list[Held]:
+        """The workers that are held, once there are `count` of them, by their nodes' names."""
+        self.cluster.until(lambda: len(self._held()) >= count, seconds)
+        return self._held()
+
+    def go(self) -> None:
+        """Let all trials train on."""
+        (self.folder / "go").touch()
 
     def lives(self) -> dict[int, int]:
         """How many workers each claimed trial had."""
-        counts: dict[int, int] = {}
-        for path in self._claims():
-            counts[int(path.stem)] = counts.get(int(path.stem), 0) + 1
-        return counts
+        claimed = [int(path.stem) for path in self._claims()]
+        return {number: claimed.count(number) for number in claimed}
 
-    def kill(self, worker: Working) -> None:
+    def kill(self, worker: Held) -> None:
         """SIGKILL: SLURM sees a task that failed, and does not start it again."""
         os.kill(worker.pid, signal.SIGKILL)
 
-    def end_time(self, task: str, minutes: int) -> None:
+    def limit(self, task: str, minutes: int) -> None:
         """Another time limit for a task. SLURM sends it the script's own signal when that comes near."""
         self.cluster.run("scontrol", "update", f"JobId={task}", f"TimeLimit={minutes}")
 
     def restarts(self, task: str) -> int:
         """How often SLURM queued a task again."""
-        return int(self._told(task, "Restarts"))
+        words = self.cluster.run("scontrol", "show", "job", task).split()
+        return next(int(word.partition("=")[2]) for word in words if word.startswith("Restarts="))
 
-    def waits(self, task: str) -> bool:
-        """Whether a task is in the queue."""
-        return self._told(task, "JobState") == "PENDING"
-
-    def wait_for_restart(self, task: str, seconds: float) -> None:
-        self.cluster.until(lambda: self.restarts(task) > 0 and self.waits(task), seconds)
-
-    def _working(self, spared: tuple[str, ...]) -> list[Working]:
-        running = set(self.cluster.run("squeue", "-h", "-t", "R", "-o", "%i %N").splitlines())
+    def _held(self) -> list[Held]:
         last = {int(path.stem): path for path in sorted(self._claims(), key=lambda path: int(path.suffix[1:]))}
         found = []
         for number, path in last.items():
             owner = json.loads(path.read_text())
-            for folder in self.folder.glob(f"{number:04d}-*"):
-                begun = (folder / "checkpoints" / "last.ckpt").exists() and not (folder / "result.json").exists()
-                halfway = (folder / "report.jsonl").exists()
-                here = f"{owner['task']} {owner['host']}" in running and Path(f"/proc/{owner['pid']}").exists()
-                if begun and not halfway and here and owner["task"] not in spared:
-                    found.append(Working(number, int(path.suffix[1:]), folder, owner["task"], owner["host"],
-                                         owner["pid"]))
-        return found
+            for mark in self.folder.glob(f"{number:04d}-*/held"):
+                if _parent(mark.read_text()) == owner["pid"] and not (mark.parent / "go").exists():
+                    life = int(path.suffix[1:])
+                    found.append(Held(number, life, mark.parent, owner["task"], owner["host"], owner["pid"]))
+        return sorted(found, key=lambda worker: worker.node)
 
     def _claims(self) -> list[Path]:
         return list((self.folder / "claims").glob("[0-9]*.[0-9]*"))
 
-    def _told(self, task: str, field: str) -> str:
-        words = self.cluster.run("scontrol", "show", "job", task).split()
-        return next(word.partition("=")[2] for word in words if word.startswith(f"{field}="))
+
+def _parent(pid: str) -> int | None:
+    """The process that started `pid`, if that still runs."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, IndexError):
+        return None

@@ -16,7 +16,6 @@ SEEDS = range(6)
 STEPS, EVERY = 40, 4
 TRAINING = {"steps": STEPS, "val_every": STEPS // 2, "checkpoint_every": EVERY, "log_every": 1, "samples": 0,
             "precision": "float32"}
-PAUSE = 0.2  # seconds per step
 
 pytestmark = pytest.mark.slurm
 
@@ -54,62 +53,72 @@ def undisturbed(experiment, tmp_path_factory):
     process.wait()
 
 
-def test_a_study_survives_all_that_a_cluster_does(cluster, submit, experiment, undisturbed, disturbed, traces,
-                                                  records_of, over, logs, tmp_path):
+@pytest.mark.parametrize(("storage", "seeds"), [("journal", 6), ("postgresql", 2)], indirect=["storage"])
+def test_a_study_survives_all_that_a_cluster_does(storage, seeds, cluster, submit, experiment, undisturbed, disturbed,
+                                                  traces, records_of, over, logs, tmp_path):
     study, root = tmp_path / "study.yaml", tmp_path / "runs"
-    study.write_text(yaml.safe_dump({"experiment": str(experiment), "arms": ARMS, "seeds": list(SEEDS)}))
+    study.write_text(yaml.safe_dump({"experiment": str(experiment), "arms": ARMS, "seeds": list(SEEDS)[:seeds]}))
     options = ("--array=0-3", "--partition=preempt", "--cpus-per-task=8")
-    job = submit("SLURM/sweep.sh", study, "--root", root, options=options, STEP_PAUSE=str(PAUSE),
-                 PYTHONPATH=str(HERE / "slow_steps"))
+    job = submit("SLURM/sweep.sh", study, "--root", root, options=options, PYTHONPATH=str(HERE / "held_steps"),
+                 SWEEPS_STORAGE=storage)
     sweep = disturbed(cluster, job, root / "study")
     hit = disturb(cluster, sweep)
     cluster.until(over(job), 240)
 
     records, said = records_of(study, root), logs()
-    assert [(record.number, record.state) for record in records] == [(n, "complete") for n in range(12)], said
-    lives = sweep.lives()
-    assert {record.number: record.note("restarts") + 1 for record in records} == lives
-    assert all(lives[worker.number] > worker.life + 1 for worker in hit), (hit, lives, said)
-    assert sum(lives.values()) <= 12 + 5, "each of five faults ends one life at most"
+    assert [(record.number, record.state) for record in records] == [(n, "complete") for n in range(2 * seeds)], said
+    expected = dict.fromkeys(range(2 * seeds), 1)
+    for worker in hit:
+        expected[worker.number] += 1
+    assert sweep.lives() == {record.number: record.note("restarts") + 1 for record in records} == expected, said
     for record in records:
         check(record, undisturbed(record.note("arm"), record.seed), traces)
 
 
 def disturb(cluster, sweep):
-    """Five faults that overlap; returns the workers that were hit at once, in the middle of a trial."""
-    late = sweep.victim()
-    sweep.end_time(late.task, 3)  # the script asks for a signal 180 s before: SLURM sends it within half a minute
-    lost = sweep.victim(late.task)
+    """Five faults that overlap; returns the workers that were hit, each in the midst of a trial."""
+    late, lost, killed = sweep.held(3)
+    sweep.limit(late.task, 3)  # the script asks for a signal 180 s before: SLURM sends it within half a minute
     cluster.fail(lost.node)
-    killed = sweep.victim(late.task, lost.task)
     sweep.kill(killed)
     # The fourth task takes the killed one's node, and its trial.
-    requeued = sweep.victim(late.task, lost.task, killed.task)
+    cluster.until(lambda: [worker for worker in sweep.held() if worker.life], 60)
+    (requeued,) = [worker for worker in sweep.held() if worker.life]
     cluster.run("scontrol", "requeue", requeued.task)
-    sweep.wait_for_restart(late.task, 60)
-    sweep.end_time(late.task, 30)
-    cluster.until(lambda: sweep.restarts(lost.task) > 0, 60)
+    stop(cluster, requeued)
+    stop(cluster, late)
+    cluster.until(lambda: sweep.restarts(late.task) == 1, 20)
+    sweep.limit(late.task, 30)
+    cluster.until(lambda: sweep.restarts(lost.task) == 1, 60)
     cluster.heal(lost.node)
-    evicted = sweep.victim(seconds=180)
+    lost.go()
+    evicted = sweep.held()[0]
     cluster.run("sbatch", "--partition=main", f"--nodelist={evicted.node}", "--cpus-per-task=8", "--output=/dev/null",
-                "--wrap", "sleep 1")
-    before = sweep.restarts(evicted.task)
-    cluster.until(lambda: sweep.restarts(evicted.task) > before, 60)
-    return [lost, killed, requeued]
+                "--wrap", "true")
+    stop(cluster, evicted)
+    sweep.go()
+    return [late, lost, killed, requeued, evicted]
+
+
+def stop(cluster, worker):
+    """Wait until a signal reached the held training, and let it end its step."""
+    cluster.until(lambda: worker.asked, 60)
+    worker.go()
 
 
 def check(record, run, traces):
     """A trial equals the undisturbed run of its arm and seed, and did no more than was lost with a worker again."""
     trial = record.folder
     assert traces.reports(trial) == traces.reports(run)
-    assert record.trial.values == [traces.reports(run)[-1]["val/nll"]]
-    assert record.trial.intermediate_values == {line["step"]: line["val/nll"] for line in traces.reports(run)}
+    curve = {line["step"]: line["val/nll"] for line in traces.reports(run)}
+    assert record.trial.values == [curve[STEPS]]
+    # A worker passes the newest report on every few seconds, so quick trials lack some in between.
+    assert record.trial.intermediate_values.items() <= curve.items() and STEPS in record.trial.intermediate_values
     curves = traces.curves(run)
     assert [step for step, _ in curves["train/loss"]] == list(range(1, STEPS + 1))
     assert traces.curves(trial) == curves
     assert traces.weights(trial) == traces.weights(run)
-    done = traces.times_done(trial)
+    done, lives = traces.times_done(trial), traces.lives(trial)
     assert done[1] == 1, f"{trial}: begun {done[1]} times from zero"
-    assert done.total() <= STEPS + EVERY * record.note("restarts")
-    lives = traces.lives(trial)
-    assert lives == sorted(lives) and lives.count(0) == 1, (trial, lives)
+    assert done.total() < STEPS + EVERY * len(lives)
+    assert len(lives) == record.note("restarts") + 1 and lives.count(0) == 1, (trial, lives)
