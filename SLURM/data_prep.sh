@@ -8,7 +8,7 @@
 # also with another number of tasks. Each task runs as many processes as sbatch gave it cores (--cpus-per-task).
 # `python -m data_prep merge DIR` makes the dataset where the last task was cut off after its parts.
 #
-# SLURM/env.sh, PYTHON and the log's place: see SLURM/sweep.sh.
+# Site values: SLURM/env.sh (see env.example.sh). The log's place: see SLURM/sweep.sh.
 #SBATCH --job-name=data_prep
 #SBATCH --array=0-3
 #SBATCH --nodes=1
@@ -18,10 +18,9 @@
 set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-[ -f SLURM/data_prep.sh ] || { echo "error: $PWD is not the project's folder; call sbatch there" >&2; exit 2; }
+[ -f SLURM/common.sh ] || { echo "error: $PWD is not the project's folder; call sbatch there" >&2; exit 2; }
 [ $# -gt 0 ] || { echo "error: which text? usage: SLURM/data_prep.sh --source DIR --out DIR" >&2; exit 2; }
-if [ -f SLURM/env.sh ]; then . SLURM/env.sh; fi
-[ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=.venv/bin/python; } || PYTHON=python
+. SLURM/common.sh
 
 # An array may begin above 0 and have steps: --array=1-7:2 has four tasks.
 first=${SLURM_ARRAY_TASK_MIN:-0}
@@ -29,4 +28,4 @@ task=$(((${SLURM_ARRAY_TASK_ID:-0} - first) / ${SLURM_ARRAY_TASK_STEP:-1}))
 share=(--task "$task" --tasks "${SLURM_ARRAY_TASK_COUNT:-1}")
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || share+=(--processes "$SLURM_CPUS_PER_TASK")
 
-exec "$PYTHON" -m data_prep tokenize "${share[@]}" "$@"
+exec "${python[@]}" -m data_prep tokenize "${share[@]}" "$@"

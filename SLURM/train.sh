@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # One experiment.
 #
-#   sbatch SLURM/train.sh EXPERIMENT [key=value ...]      from the project's folder; run=DIR names the run folder
-#   bash SLURM/train.sh EXPERIMENT [key=value ...]        the same on this machine
+#   sbatch SLURM/train.sh EXPERIMENT [key=value ...]          from the project's folder; run=DIR names the run folder
+#   bash SLURM/train.sh EXPERIMENT [key=value ...]            the same on this machine
+#   bash SLURM/train.sh EXPERIMENT [...] --dry-run            what sbatch would be asked for, and the hours it would take
 #
-# Repeating the command continues the run. Shortly before its time limit the job writes a checkpoint and goes back into
-# the queue by itself. sbatch's options stand before the script and win over those below:
+# Repeating the command continues the run, with the code that it started with (--code new takes what is here now). Shortly
+# before its time limit the job writes a checkpoint and goes back into the queue by itself. sbatch's options stand before
+# the script and win over those below:
 #   sbatch --partition=NAME --gpus-per-node=1 --time=24:00:00 SLURM/train.sh EXPERIMENT
+# Several devices: one task for each; training.devices and training.num_nodes follow.
+#   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 SLURM/train.sh EXPERIMENT training.strategy=fsdp
 #
-# SLURM/env.sh, PYTHON and the log's place: see SLURM/sweep.sh.
+# Site values: SLURM/env.sh (see env.example.sh). The log: train-JOB.out in the folder that sbatch was called in.
 #SBATCH --job-name=train
 #SBATCH --nodes=1
 #SBATCH --output=%x-%j.out
@@ -18,10 +22,9 @@
 set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-[ -f SLURM/train.sh ] || { echo "error: $PWD is not the project's folder; call sbatch there" >&2; exit 2; }
+[ -f SLURM/common.sh ] || { echo "error: $PWD is not the project's folder; call sbatch there" >&2; exit 2; }
 [ $# -gt 0 ] || { echo "error: which experiment? usage: SLURM/train.sh EXPERIMENT [key=value ...]" >&2; exit 2; }
-if [ -f SLURM/env.sh ]; then . SLURM/env.sh; fi
-[ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=.venv/bin/python; } || PYTHON=python
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}; fi
+. SLURM/common.sh
+dry_run SLURM/train.sh experiment "$@"
 
-exec "$PYTHON" -m sweeps.single "$PYTHON" -m diffusion_lm train "$@"
+exec "${python[@]}" -m sweeps train "$@"

@@ -21,11 +21,12 @@ from sweeps import provenance, slurm
 
 HOME = Path(__file__).resolve().parent.parent
 """Where the code that runs now is."""
+SITE = "env.sh"  # in SLURM/: the site's, perhaps with what others may not read
 PARTS = ("diffusion_lm", "data_prep", "sweeps", "experiments", "SLURM")
 COPIES, NAME = ".code", "code"
 ENTERED = "DIFFUSION_LM_CODE"
 """Set to the hash in processes that run from a copy."""
-RESTARTABLE = ("sweeps.__main__", "sweeps.single")
+RESTARTABLE = ("sweeps.__main__",)
 OWN, NEW = "own", "new"
 CHOICES = (OWN, NEW)
 DIGITS = 16
@@ -132,5 +133,5 @@ def _files(home: Path) -> Iterator[Path]:
         for folder, names, files in os.walk(home / part):
             names[:] = sorted(name for name in names if not name.startswith((".", "__pycache__")))
             for name in sorted(files):
-                if not name.startswith(".") and not name.endswith((".pyc", "~", ".out")):
+                if not name.startswith(".") and not name.endswith((".pyc", "~", ".out")) and name != SITE:
                     yield Path(folder) / name
