@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sweeps.folder import StudyFolder
 
 ARTIFACTS = "artifacts"
-TRIAL_FILES = (trial_files.CONFIG, "samples.txt", trial_files.LOG)
+TRIAL_FILES = (trial_files.CONFIG, "samples.txt")
 STUDY_FILES = ("*.png", "report.html", "report.csv", "study.yaml")
 TEXT = {".yaml": "text/plain", ".log": "text/plain"}
 LOG_LINES = 20
@@ -39,15 +39,16 @@ def publish(folder: "StudyFolder", study: optuna.Study, comparisons: "Sequence[C
     save_note(study, note)
     for name, figure in figures.make(folder.config, comparisons).items():
         save_plotly_graph_object(study, figure, graph_object_id=name)
-    _attach(folder, study, (path for pattern in STUDY_FILES for path in sorted(folder.path.glob(pattern))))
+    _attach(folder.path, study, (path for pattern in STUDY_FILES for path in sorted(folder.path.glob(pattern))))
 
 
-def describe_trial(folder: "StudyFolder", claim: "Claim", reason: str | None = None) -> None:
+def describe_trial(claim: "Claim", reason: str | None = None) -> None:
     """The note and the files of a trial that is about to end; `reason`: why, where it gave no result."""
     from optuna_dashboard import save_note
 
     save_note(claim.trial, trial_note(claim, reason))
-    _attach(folder, claim.trial, (claim.folder / name for name in TRIAL_FILES))
+    names = TRIAL_FILES if reason is None else (*TRIAL_FILES, trial_files.LOG)
+    _attach(claim.folder.parent, claim.trial, (claim.folder / name for name in names))
 
 
 def trial_note(claim: "Claim", reason: str | None = None) -> str:
@@ -74,11 +75,11 @@ def _last_lines(log: Path) -> list[str]:
         return []
 
 
-def _attach(folder: "StudyFolder", target: optuna.Study | optuna.Trial, paths: Iterable[Path]) -> None:
+def _attach(study_folder: Path, target: optuna.Study | optuna.Trial, paths: Iterable[Path]) -> None:
     """Files of the study or trial in the dashboard; one of the same name is replaced."""
     from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta, upload_artifact
 
-    place = folder.path / ARTIFACTS
+    place = study_folder / ARTIFACTS
     place.mkdir(exist_ok=True)
     known = {found.filename: found.artifact_id for found in get_all_artifact_meta(target)}
     for path in paths:

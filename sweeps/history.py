@@ -100,9 +100,11 @@ def asked_again(records: Iterable[TrialRecord]) -> dict[int, int]:
     return {number: last(number) for number in later}
 
 
-def records(folder: StudyFolder, study: optuna.Study) -> list[TrialRecord]:
-    """All trials of `study`, by number; those of another study, from which its sampler started, are none of them."""
-    return [_record(folder, trial) for trial in study.get_trials(deepcopy=False) if "from" not in trial.user_attrs]
+def records(folder: StudyFolder, study: optuna.Study, cell: str | None = None) -> list[TrialRecord]:
+    """All trials of `study`, or of one cell, by number; those of another study, from which its sampler started, are
+    none of them."""
+    return [_record(folder, trial) for trial in study.get_trials(deepcopy=False) if "from" not in trial.user_attrs
+            and (cell is None or trial.user_attrs.get("cell") == cell)]
 
 
 def _record(folder: StudyFolder, trial: FrozenTrial) -> TrialRecord:

@@ -5,7 +5,6 @@ for what is validated ``interval/NAME/low`` and ``interval/NAME/high``, the ends
 """
 
 import io
-import json
 import re
 import uuid
 from collections import defaultdict
@@ -15,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lm.files import atomic_path
-from sweeps import statistics
+from sweeps import effects, history, statistics
 from sweeps.design import LONGEST_NAME
 
 if TYPE_CHECKING:
+    from optuna import Study
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     from sweeps.folder import StudyFolder
     from sweeps.history import TrialRecord
+    from sweeps.study import StudyConfig
 
 MEANS = "mean"
 ENDS = ("interval/{}/low", "interval/{}/high")
@@ -39,7 +40,7 @@ def write_means(folder: "StudyFolder", records: Iterable["TrialRecord"]) -> list
     Give all trials of a cell or none. What is there already is left alone; else a new file hides the old one, and a
     TensorBoard that is looking follows.
     """
-    if len(folder.config.seeds) < 2:
+    if not has_means(folder.config):
         return []
     cells: dict[str, list[TrialRecord]] = defaultdict(list)
     for record in records:
@@ -47,13 +48,22 @@ def write_means(folder: "StudyFolder", records: Iterable["TrialRecord"]) -> list
             cells[record.cell].append(record)
     written = []
     for cell, runs in cells.items():
-        if len({json.dumps(run.trial.params, sort_keys=True, default=str) for run in runs}) > 1:
-            continue  # a sampler chose: its trials are no replicates
         place = folder.path / MEANS / run_name(cell)
         ended = max(run.trial.datetime_complete or datetime.now() for run in runs).astimezone(UTC)
         _replace(place, ended, _events(points([run.reports for run in runs]), ended.timestamp()))
         written.append(place)
     return written
+
+
+def write_mean(folder: "StudyFolder", study: "Study", cell: str) -> None:
+    """Write the run of one cell, of which a trial has just ended."""
+    if has_means(folder.config):
+        write_means(folder, history.records(folder, study, cell))
+
+
+def has_means(config: "StudyConfig") -> bool:
+    """Whether the trials of a cell are replicates: several seeds, and no sampler that makes them different."""
+    return len(config.seeds) > 1 and effects.designed(config)
 
 
 def run_name(cell: str) -> str:
@@ -89,8 +99,9 @@ def _events(scalars: Points, wall_time: float) -> bytes:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     events = [Event(wall_time=wall_time, file_version="brain.Event:2"),
-              Event(wall_time=wall_time, step=0, session_log=SessionLog(status=SessionLog.START)),
-              Event(wall_time=wall_time, summary=_layout(scalars))]
+              Event(wall_time=wall_time, step=0, session_log=SessionLog(status=SessionLog.START))]
+    if layout := _layout(scalars):
+        events.append(Event(wall_time=wall_time, summary=layout))
     for name, values in scalars.items():
         events += [_scalar(name, step, value, wall_time, Event, Summary) for step, value in values.items()]
     # By step: TensorBoard takes an earlier step in a later event for a run that went back to it.
@@ -106,8 +117,8 @@ def _scalar(name: str, step: int, value: float, wall_time: float, event: type, s
     return event(wall_time=wall_time, step=step, summary=summary(value=[summary.Value(tag=name, simple_value=value)]))
 
 
-def _layout(scalars: Points) -> "Summary":
-    """The page "Custom Scalars": the means with their bands."""
+def _layout(scalars: Points) -> "Summary | None":
+    """The page "Custom Scalars": the means with their bands; None without any."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
@@ -118,6 +129,8 @@ def _layout(scalars: Points) -> "Summary":
         if low in scalars:
             series = layout_pb2.MarginChartContent.Series(value=name, lower=low, upper=high)
             charts.append(layout_pb2.Chart(title=title, margin=layout_pb2.MarginChartContent(series=[series])))
+    if not charts:
+        return None
     layout = layout_pb2.Layout(category=[layout_pb2.Category(title="mean over seeds", chart=charts)])
     # TensorBoard's own function for this needs TensorFlow.
     plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME))

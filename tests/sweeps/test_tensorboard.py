@@ -1,6 +1,7 @@
 """Runs that TensorBoard shows beside the trials: the mean over the seeds of a cell, and its band."""
 
 import math
+import shutil
 import statistics
 
 import pytest
@@ -14,11 +15,14 @@ STUDENT = {1: 12.706, 2: 4.303}
 
 
 @pytest.fixture
-def seeds(write_study, work):
-    """A study of two arms with three seeds each, all finished."""
+def seeds(write_study, work, folder_of):
+    """A study of two arms with three seeds each, all finished, as it was before its workers wrote means."""
     path = write_study(arms={"transformer": {}, "mamba": {"denoiser": "mamba"}}, seeds=[0, 1, 2],
                        overrides={"steps": 3})
     assert work(path)[0] == [0]
+    means = folder_of(path).path / "mean"
+    assert len(scalars(means / "mamba", "interval/val/nll/low")) == 3, "a worker writes them when a trial ends"
+    shutil.rmtree(means)
     return path
 
 
