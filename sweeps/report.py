@@ -12,7 +12,7 @@ import optuna
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_json, write_text
 from diffusion_lm.kind import Kind
-from sweeps import comparison, history, sections, storage, tables
+from sweeps import comparison, dashboard, history, sections, storage, tables, tensorboard
 from sweeps.folder import StudyFolder
 from sweeps.history import TrialRecord
 from sweeps.sections import Report, Section
@@ -51,13 +51,11 @@ def close(folder: StudyFolder) -> None:
 
 def write(report: Report, study: optuna.Study) -> None:
     """All files of the report, each whole, and the tables as the study's note in the dashboard."""
-    from optuna_dashboard import save_note
-
     from sweeps import page
 
     path = report.folder.path
-    save_note(study, "\n\n".join(_markdown(section) for section in report.sections if (section.short and section.table)
-                                 or section.title == "How to read it"))
+    note = "\n\n".join(_markdown(section) for section in report.sections if (section.short and section.table)
+                       or section.title == "How to read it")
     try:
         for section in report.sections:
             for picture in section.pictures:
@@ -67,6 +65,8 @@ def write(report: Report, study: optuna.Study) -> None:
         write_text(path / "report.html", page.html(report))
         write_text(path / "report.csv", trials_csv(report.records))
         write_json(path / "report.json", _json(report))
+        tensorboard.write_means(report.folder, report.records)
+        dashboard.publish(report.folder, study, report.comparisons, note)
     except OSError as error:
         raise UserError(f"{path}: the report cannot be written ({error.strerror}); make room or make the folder "
                         "writable, and ask for it again") from None

@@ -10,6 +10,7 @@ import optuna
 
 from sweeps import comparison, effect_plots, effects, history, pareto, plots, search, statistics, storage, tables
 from sweeps.comparison import Comparison, Row
+from sweeps.dashboard import ARTIFACTS
 from sweeps.drawing import Picture
 from sweeps.effects import Effects
 from sweeps.folder import StudyFolder
@@ -188,7 +189,7 @@ def _repeat(report: Report) -> Section | None:
     rows = [[row.cell, f"{python} -m diffusion_lm train {shlex.quote(str(row.best.folder / CONFIG))} run=NEW"]
             for table in report.comparisons for row in table.rows]
     return Section("To repeat a row", ["Trains its best run in a new folder NEW; `seed=N` behind it is another "
-                                       "replicate."], Text(["arm", "command"], rows)) if rows else None
+                                       "replicate."], Text(["arm", "command"], rows, code=1)) if rows else None
 
 
 def _samples(report: Report) -> list[Section]:
@@ -235,7 +236,8 @@ def _look_closer(report: Report) -> Section:
     folder = report.folder
     path, address = shlex.quote(str(folder.path)), shlex.quote(storage.address(folder))
     commands = [f"{tool('tensorboard')} --logdir {path} --host 127.0.0.1",
-                f"{tool('optuna-dashboard')} {address} --host 127.0.0.1"]
+                f"{tool('optuna-dashboard')} {address} --host 127.0.0.1 --artifact-dir "
+                f"{shlex.quote(str(folder.path / ARTIFACTS))}"]
     return Section("To look closer", text="\n".join(commands), short=True)
 
 
