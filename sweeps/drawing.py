@@ -2,8 +2,10 @@
 
 import io
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,8 +16,11 @@ from diffusion_lm.files import atomic_path
 INK = "#1f2328"
 """Of text and lines. In a page it becomes the page's own colour of text, so that a plot can be read in the dark too."""
 GREY = "#7d8590"
-# Okabe and Ito's colours, which stay apart for colour-blind readers; their yellow is too pale for lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#8c6d46")
+# Okabe and Ito's colours, which stay apart for colour-blind readers, without black and yellow: on a dark page, or on a
+# white one, these two are not seen.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c6d46", GREY)
+PALE = ("#CC79A7", "#E69F00", "#56B4E9")
+"""Of these, those that need dark letters on them."""
 LINES = ("-", "--", ":", "-.")
 WIDTH, ROW = 9.0, 0.24
 """Inches: of a plot, and of a row of text in it."""
@@ -36,7 +41,7 @@ class Picture:
     def write_png(self, folder: Path) -> Path:
         """``NAME.png`` in `folder`."""
         path = folder / f"{self.name}.png"
-        with matplotlib.rc_context(STYLE), atomic_path(path) as temporary:
+        with styled(), atomic_path(path) as temporary:
             self.figure.savefig(temporary, format="png", dpi=150, facecolor="white")
         return path
 
@@ -53,35 +58,27 @@ class Picture:
         return text.replace(INK, "currentColor")
 
 
+def styled() -> AbstractContextManager[None]:
+    """What figures are drawn in, so that every text and line has the common looks."""
+    return matplotlib.rc_context(STYLE)
+
+
 def canvas(height: float, columns: int = 1, rows: int = 1, width: float = WIDTH,
-           **keywords: object) -> tuple[Figure, list[Axes]]:
+           **keywords: Any) -> tuple[Figure, list[Axes]]:
     """An empty figure of `width` x `height` inches and its axes, row by row."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **keywords)
-    return figure, list(axes.flat)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **keywords).flat)
 
 
 def apart(places: list[float], gap: float) -> list[float]:
-    """`places` moved as little as it takes to be `gap` apart, in the same order; for labels beside points."""
+    """`places` in [0, 1] moved until they are `gap` apart, in the same order, inside [0, 1] if there is room."""
     order = sorted(range(len(places)), key=lambda index: places[index])
-    groups: list[tuple[float, list[int]]] = []
+    moved, floor = list(places), 0.0
     for index in order:
-        groups.append((places[index], [index]))
-        while len(groups) > 1 and _top(groups[-2], gap) + gap > _bottom(groups[-1], gap):
-            (low, first), (high, second) = groups[-2:]
-            middle = (low * len(first) + high * len(second)) / (len(first) + len(second))
-            groups[-2:] = [(middle, first + second)]
-    moved = dict.fromkeys(order, 0.0)
-    for middle, members in groups:
-        for place, index in enumerate(members):
-            moved[index] = middle + gap * (place - (len(members) - 1) / 2)
-    return [moved[index] for index in range(len(places))]
-
-
-def _top(group: tuple[float, list[int]], gap: float) -> float:
-    return group[0] + gap * (len(group[1]) - 1) / 2
-
-
-def _bottom(group: tuple[float, list[int]], gap: float) -> float:
-    return group[0] - gap * (len(group[1]) - 1) / 2
+        moved[index] = max(moved[index], floor)
+        floor = moved[index] + gap
+    ceiling = 1.0
+    for index in reversed(order):
+        moved[index] = min(moved[index], ceiling)
+        ceiling = moved[index] - gap
+    return moved

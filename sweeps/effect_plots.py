@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from sweeps.drawing import COLOURS, GREY, ROW, Picture, canvas
+from sweeps.drawing import COLOURS, GREY, ROW, Picture, canvas, styled
 from sweeps.effects import Effects, Interaction
 from sweeps.search import Search
 from sweeps.study import StudyConfig
@@ -16,11 +16,21 @@ MOST_COLUMNS, MOST_HEAT_MAPS = 4, 3
 def pictures(config: StudyConfig, effects: Sequence[Effects], searches: Sequence[Search],
              suffix: str = "") -> list[Picture]:
     """Main effects and interactions of each kind; importances and the best so far of each search."""
+    with styled():
+        return [*_of_designs(config, effects, suffix), *_of_searches(config, searches, suffix)]
+
+
+def _of_designs(config: StudyConfig, effects: Sequence[Effects], suffix: str) -> list[Picture]:
     drawn = []
     for place, found in enumerate(effects):
         end = f"{suffix}-{place}" if len(effects) > 1 else suffix
         drawn += [main_effects(config, found, f"main_effects{end}")] if found.main else []
         drawn += [interactions(config, found, f"interactions{end}")] if found.interactions else []
+    return drawn
+
+
+def _of_searches(config: StudyConfig, searches: Sequence[Search], suffix: str) -> list[Picture]:
+    drawn = []
     for place, search in enumerate(searches):
         end = f"{suffix}-{place}" if len(searches) > 1 else suffix
         drawn += [best_so_far(config, search, f"best_so_far{end}")] if len(search.values) > 1 else []
@@ -44,7 +54,7 @@ def main_effects(config: StudyConfig, found: Effects, name: str) -> Picture:
         tilt = sum(map(len, labels)) > 22
         panel.set_xticks(list(places), labels, rotation=35 if tilt else 0, ha="right" if tilt else "center", fontsize=8)
         panel.margins(x=0.2)
-        panel.set_title(f"{effect.factor.rpartition('.')[2]}  ({effect.share:.0%})", fontsize=10)
+        panel.set_title(f"{effect.factor.rpartition('.')[2]}  ({effect.share:.1%})", fontsize=10, fontweight="normal")
         panel.grid(axis="y")
     for panel in axes[len(found.main):]:
         panel.set_visible(False)
@@ -71,8 +81,7 @@ def interactions(config: StudyConfig, found: Effects, name: str) -> Picture:
     figure, axes = canvas(height, len(shown), width=min(12, 1.5 + sum(2.2 + 0.4 * len(p.levels[1]) for p in shown)))
     for panel, pair in zip(axes, shown):
         _heat_map(panel, pair, config)
-    title = figure.suptitle(f"Two factors together ({found.kind})", fontsize=11, fontweight="bold", x=0.01, ha="left")
-    title.set_in_layout(True)
+    figure.suptitle(f"Two factors together ({found.kind})", fontsize=11, fontweight="bold", x=0.01, ha="left")
     return Picture(name, figure, f"Mean of {config.objective} at each pair of levels; darker is better. In brackets: "
                    "share of the sum of squares that both explain together beyond what each does alone.")
 
@@ -95,7 +104,8 @@ def _heat_map(panel: Any, pair: Interaction, config: StudyConfig) -> None:
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
     panel.set(xlabel=pair.factors[1].rpartition(".")[2], ylabel=pair.factors[0].rpartition(".")[2])
-    panel.set_title(f"({pair.share:.0%})", fontsize=9, fontweight="normal")
+    names = " x ".join(name.rpartition(".")[2] for name in pair.factors)
+    panel.set_title(f"{names}  ({pair.share:.1%})", fontsize=10, fontweight="normal")
 
 
 def importance(config: StudyConfig, found: Search, name: str) -> Picture:

@@ -95,7 +95,9 @@ def designed(config: StudyConfig) -> bool:
 
 
 def _points(config: StudyConfig, rows: Sequence[Row]) -> list[Point]:
-    return [Point(run.last[config.objective], dict(run.trial.params), run.seed) for row in rows for run in row.runs
+    # By number, so that levels come in the order of the design and not in that of their results.
+    runs = sorted((run for row in rows for run in row.runs), key=lambda run: run.number)
+    return [Point(run.last[config.objective], dict(run.trial.params), run.seed) for run in runs
             if run.last.get(config.objective) is not None]
 
 

@@ -135,8 +135,12 @@ def _table(table: Text, groups: Sequence[str]) -> str:
 
 
 def _row(table: Text, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<td{_class(table, column, cell)}>{escape(cell)}</td>"
+    return "<tr>" + "".join(f"<td{_class(table, column, cell)}>{_cell(cell, column == table.code)}</td>"
                             for column, cell in enumerate(cells)) + "</tr>"
+
+
+def _cell(cell: str, code: bool) -> str:
+    return f"<code>{escape(cell)}</code>" if code else escape(cell)
 
 
 def _class(table: Text, column: int, cell: str = "") -> str:

@@ -39,6 +39,8 @@ class Text:
     words: int = 2
     notes: int = 0
     """Columns of words at the right."""
+    code: int | None = None
+    """The column of commands."""
 
     def is_word(self, column: int) -> bool:
         return column < self.words or column >= len(self.header) - self.notes
@@ -150,8 +152,8 @@ def terminal(text: Text, title: str = "", dim: int = 0) -> Table:
 def markdown(text: Text) -> str:
     """A table for a file."""
     rule = ["---" if text.is_word(place) else "---:" for place in range(len(text.header))]
-    lines = [text.header, rule, *text.rows]
-    return "\n".join("| " + " | ".join(_one_line(cell) for cell in line) + " |" for line in lines)
+    rows = [[f"`{cell}`" if place == text.code else cell for place, cell in enumerate(row)] for row in text.rows]
+    return "\n".join("| " + " | ".join(map(_one_line, line)) + " |" for line in (text.header, rule, *rows))
 
 
 def _one_line(cell: str) -> str:

@@ -9,9 +9,8 @@ import pytest
 from optuna_dashboard import get_note
 
 from diffusion_lm.errors import run_command
-from sweeps import comparison, report, storage, tables
+from sweeps import comparison, sections, storage, tables
 from sweeps.__main__ import main
-from sweeps.comparison import standard_error
 
 
 @pytest.fixture
@@ -32,15 +31,15 @@ def test_report(finished, folder_of, records_of, tmp_path, capsys):
     text = (folder.path / "report.md").read_text()
     for part in ("transformer", "mamba", "unigram entropy", "uniform (log V)", "corpus fake (hash c0ffee)",
                  "corpus fake (hash 0ther)", "do not rank processes on the bound alone", "saw different corpora",
-                 "trial 3 (broken, seed 0) fail: exit status 2: error: shards: no such folder", "git commit: ",
-                 "machine: ", "once upon a time", f"tensorboard --logdir {folder.path} --host 127.0.0.1",
+                 "exit status 2: error: shards: no such folder", "git commit: ", "machine: ",
+                 "once upon a time", f"tensorboard --logdir {folder.path} --host 127.0.0.1",
                  f"optuna-dashboard {folder.journal} --host 127.0.0.1"):
         assert part in said and part in text, part
     assert f"-m diffusion_lm train {folder.path / '0001-mamba-seed0' / 'config.yaml'} run=NEW`" in text
-    for name in ("learning_curves", "bounds", "bound_against_speed"):
-        for suffix in ("c0ffee", "0ther"):
-            image = folder.path / f"{name}-{suffix}.png"
-            assert image.read_bytes().startswith(b"\x89PNG") and image.name in text
+    for name in ("learning_curves-c0ffee", "bounds-c0ffee", "bound_against_speed-c0ffee", "differences-c0ffee",
+                 "learning_curves-0ther", "bounds-0ther"):
+        image = folder.path / f"{name}.png"
+        assert image.read_bytes().startswith(b"\x89PNG") and f"({image.name})" in text
     assert "| mamba |" in get_note(storage.load(folder))
     tables = comparison.compare(folder.config, records_of(finished))
     (mamba, transformer), (elsewhere,) = (table.rows for table in tables)
@@ -78,11 +77,6 @@ def test_sampled_study_shows_the_best_of_each_arm(write_study, work, tmp_path, c
     assert "best of them" in (said := capsys.readouterr().out) and f"lr={rows['a']['params']['lr']:.4g}" in said
 
 
-def test_standard_error():
-    assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
-    assert standard_error([1.0]) is None and standard_error([]) is None
-
-
 @pytest.fixture
 def trial():
     """A finished trial by its cell, its number and what its result.json says of the kind."""
@@ -90,7 +84,8 @@ def trial():
     def made(cell, nll, kind=None, **result):
         result |= {"corpus": {"hash": "x", "name": "x"}, "parameters": {"non_embedding": 1}}
         result |= {"sample": f"text of {cell}"} | ({"kind": kind} if kind else {})
-        return SimpleNamespace(cell=cell, state="complete", result=result, trial=SimpleNamespace(params={"arm": cell}),
+        return SimpleNamespace(cell=cell, state="complete", result=result, number=0, feasible=True, note={}.get,
+                               trial=SimpleNamespace(params={"arm": cell}), device_hours=0.5, on_gpu=False,
                                last={"val/nll": nll, "val/nll_se": 0.1}, seed=0, speed=1.0, folder=Path(cell),
                                reports=[])
 
@@ -130,7 +125,7 @@ def test_steps_and_continuous_time_and_exact_are_kinds_of_their_own(config, tria
     assert found["best"] == {"masked, continuous time": "c", "masked, 1 step": "b", "masked, 2 steps": "e",
                              "left_to_right, exact": "d"}
     assert found["rows"][2]["kind"] == kind("masked", "1 step", num_steps=1)
-    _, lines = tables.cells(config, table)
+    lines = tables.cells(config, table).rows
     assert [line[:3] for line in lines[2:5]] == [
         ["b", "masked, 1 step", "0.500"], ["e", "masked, 2 steps", "0.400"],
         ["d", "left_to_right, exact", "1.000 exact"]]
@@ -151,9 +146,10 @@ def test_exact_numbers_are_ranked_whatever_their_process(config, trial):
 def test_the_best_text_of_every_kind_is_shown(config, trial):
     records = [trial("a", 3.0, kind("masked", "continuous time")), trial("b", 0.5, kind("masked", "1 step")),
                trial("c", 2.0, kind("masked", "continuous time"))]
-    said = "\n".join(report._sample(comparison.compare(config, records)))
-    assert "sample text of the best run of masked, continuous time (c):" in said and "text of c" in said
-    assert "sample text of the best run of masked, 1 step (b):" in said and "text of a" not in said
+    found = sections._samples(sections.Report(None, records, comparison.compare(config, records)))
+    assert [(section.title, section.text) for section in found] == [
+        ("Sample text of the best run of masked, continuous time", "text of c"),
+        ("Sample text of the best run of masked, 1 step", "text of b")]
 
 
 def test_an_arm_whose_trials_are_of_two_kinds_is_two_rows(config, trial):
@@ -186,14 +182,14 @@ def test_a_cache_that_is_an_approximation_is_told_of_its_arms_and_is_no_slack(co
 def test_bounds_on_a_known_source_are_distances_from_its_entropy_rate(config, trial):
     """A study on text has neither the column nor the reference row."""
     (table,) = comparison.compare(config, [trial("a", 3.0)])
-    header, lines = tables.cells(config, table)
+    header, lines = (text := tables.cells(config, table)).header, text.rows
     assert "above floor" not in header and [line[0] for line in lines] == ["a", "unigram entropy", "uniform (log V)"]
     record = trial("a", 3.0)
     record.result["corpus"]["entropy_rate"] = 1.25
     (table,) = comparison.compare(config, [record])
-    header, lines = tables.cells(config, table)
+    header, lines = (text := tables.cells(config, table)).header, text.rows
     assert lines[0][header.index("above floor")] == "1.750"
     assert lines[1][:3] == ["entropy rate (floor)", "", "1.250"] and len(lines) == 4
-    assert tables.terminal(config, table).row_count == 4 and len({len(line) for line in [header, *lines]}) == 1
+    assert tables.terminal(text).row_count == 4 and len({len(line) for line in [header, *lines]}) == 1
     found = comparison.to_json(config, [table], [])["corpora"][0]
     assert (found["corpus"]["entropy_rate"], found["rows"][0]["above_entropy_rate"]) == (1.25, 1.75)
