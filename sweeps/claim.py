@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from diffusion_lm.errors import DiskError
 from sweeps import design, optuna_parts, planner, slurm
 from sweeps.folder import StudyFolder
 from sweeps.owner import Owner
@@ -17,12 +18,13 @@ from sweeps.owner import Owner
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A trial that this worker runs; `life` counts its workers from 0."""
+    """A trial that this worker runs; `life` counts its workers from 0, `before` is the one that it succeeds."""
 
     trial: optuna.Trial
     number: int
     life: int
     folder: Path
+    before: Owner | None = None
 
 
 class Claims:
@@ -41,48 +43,51 @@ class Claims:
         running = [(trial, *self.owner(trial.number)) for trial in self._trials(TrialState.RUNNING)]
         running.sort(key=lambda entry: entry[1] is None or not entry[1].same_task(self.me))
         for trial, owner, life in running:
-            if owner and owner.is_gone(self.me, tasks) and self._take(trial.number, life + 1):
-                return self._attach(trial, life + 1)
+            if owner and owner.is_gone(self.me, tasks) and (claim := self._succeed(trial, owner, life)):
+                return claim
         return None
 
     def fresh(self) -> Claim | None:
         """The next planned trial, or a new one while the study has room; None if there is neither."""
         with self.folder.lock():
             # Every first claim is made under this lock: a running trial without one lost its worker within it.
-            for trial in self._trials(TrialState.RUNNING):
+            trials = self.study.get_trials(deepcopy=False)
+            for trial in _in(trials, TrialState.RUNNING):
                 if self.owner(trial.number)[0] is None and self._take(trial.number, 0):
                     return self._attach(trial, 0)
-            waiting = self._waiting()
-            if not waiting:
-                return None
-            self.study.sampler = optuna_parts.sampler(self.folder.config, waiting[0].number)
-            trial = self.study.ask()
-            if not self._take(trial.number, 0):
-                raise RuntimeError(f"trial {trial.number} is claimed already: {self.folder.claims}")
-        return self._claim(trial, 0)
+            while waiting := self._waiting(trials):
+                self.study.sampler = optuna_parts.sampler(self.folder.config, waiting[0].number)
+                trial = self.study.ask()
+                if self._take(trial.number, 0):
+                    return self._claim(trial, 0)
+                # Claimed before, and waiting all the same: the storage was set back to a copy of an earlier time.
+                owner, life = self.owner(trial.number)
+                if owner is not None and owner.is_gone(self.me) and self._take(trial.number, life + 1):
+                    return self._claim(trial, life + 1, owner)
+                trials = self.study.get_trials(deepcopy=False)
+        return None
 
     def has_work(self) -> bool:
         """Whether `fresh` would find something, as far as can be seen without the lock."""
-        return bool(self._trials(TrialState.WAITING)) or self._planned() < self.folder.config.size or any(
-            self.owner(trial.number)[0] is None for trial in self._trials(TrialState.RUNNING))
+        trials = self.study.get_trials(deepcopy=False)
+        return bool(_in(trials, TrialState.WAITING)) or _planned(trials) < self.folder.config.size or any(
+            self.owner(trial.number)[0] is None for trial in _in(trials, TrialState.RUNNING))
 
     def owner(self, number: int) -> tuple[Owner | None, int]:
         """The last worker of trial `number`, and in which of the trial's lives."""
-        lives = [int(path.suffix[1:]) for path in self.folder.claims.glob(f"{number:04d}.*")]
-        if not lives:
-            return None, -1
-        return Owner.from_dict(json.loads(self._file(number, max(lives)).read_text())), max(lives)
+        # Lives have no gaps; the folder is not listed, because a long study has thousands of files there.
+        life = -1
+        while self._file(number, life + 1).exists():
+            life += 1
+        return (None if life < 0 else Owner.from_dict(json.loads(self._file(number, life).read_text()))), life
 
-    def _waiting(self) -> list[FrozenTrial]:
+    def _waiting(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         """Trials that wait; in a sampled study with room, one is put there. The caller holds the lock."""
-        waiting = self._trials(TrialState.WAITING)
-        if not waiting and self._planned() < self.folder.config.size:
-            planner.enqueue(self.study, design.rows(self.folder.config)[: self._planned() + 1])
+        waiting, planned = _in(trials, TrialState.WAITING), _planned(trials)
+        if not waiting and planned < self.folder.config.size:
+            planner.enqueue(self.study, design.rows(self.folder.config)[: planned + 1])
             waiting = self._trials(TrialState.WAITING)
         return waiting
-
-    def _planned(self) -> int:
-        return sum("row" in trial.user_attrs for trial in self.study.get_trials(deepcopy=False))
 
     def _trials(self, state: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(state,))
@@ -91,7 +96,14 @@ class Claims:
         return self.folder.claims / f"{number:04d}.{life}"
 
     def _take(self, number: int, life: int) -> bool:
-        """Make this process the owner; False if another worker was faster."""
+        """Make this process the owner; False if another worker was faster. Raises `DiskError`."""
+        try:
+            return self._link(number, life)
+        except OSError as error:
+            raise DiskError(f"{self.folder.claims}: cannot be written ({error.strerror}); make room there and start "
+                            "the worker again: no trial is lost, running ones are continued") from None
+
+    def _link(self, number: int, life: int) -> bool:
         self.folder.claims.mkdir(exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.folder.claims, prefix=".claim")
         try:
@@ -107,16 +119,33 @@ class Claims:
             os.unlink(name)
         return True
 
-    def _attach(self, trial: FrozenTrial, life: int) -> Claim:
+    def _succeed(self, trial: FrozenTrial, owner: Owner, life: int) -> Claim | None:
+        """Continue the trial of a worker that is gone, unless another worker does, or it is over after all."""
+        if not self._take(trial.number, life + 1):
+            return None
+        # Its worker may have told the result and ended between our look at the storage and that at the process.
+        if self.study._storage.get_trial(trial._trial_id).state.is_finished():
+            return None
+        return self._attach(trial, life + 1, owner)
+
+    def _attach(self, trial: FrozenTrial, life: int, before: Owner | None = None) -> Claim:
         """Continue a running trial of another process under its own number."""
         self.study.sampler = optuna_parts.sampler(self.folder.config, trial.number)
-        return self._claim(optuna.trial.Trial(self.study, trial._trial_id), life)
+        return self._claim(optuna.trial.Trial(self.study, trial._trial_id), life, before)
 
-    def _claim(self, trial: optuna.Trial, life: int) -> Claim:
+    def _claim(self, trial: optuna.Trial, life: int, before: Owner | None = None) -> Claim:
         attributes = trial.user_attrs
         name = design.folder_name(self.folder.config, trial.number, attributes["cell"], attributes.get("seed"))
-        claim = Claim(trial, trial.number, life, self.folder.path / name)
+        claim = Claim(trial, trial.number, life, self.folder.path / name, before)
         trial.set_user_attr("worker", str(self.me))
         trial.set_user_attr("restarts", life)
         trial.set_user_attr("folder", str(claim.folder))
         return claim
+
+
+def _in(trials: list[FrozenTrial], state: TrialState) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state is state]
+
+
+def _planned(trials: list[FrozenTrial]) -> int:
+    return sum("row" in trial.user_attrs for trial in trials)

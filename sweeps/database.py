@@ -8,7 +8,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb.models import TrialModel
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -18,6 +18,8 @@ DRIVER = "postgresql+psycopg"
 EXAMPLE = "postgresql://USER@HOST/DATABASE"
 ANSWER_WITHIN = 10  # seconds for a server to answer
 PATIENCE = 60.0  # seconds that a worker waits for a server that is started again; SLURM's warning comes 180 s ahead
+UNFINISHED = (TrialState.WAITING, TrialState.RUNNING)
+MANY = 1000  # trials that are not named one by one in a query
 CREATING = 0x5_3EE_9  # PostgreSQL's number of the lock under which tables are made
 
 
@@ -78,20 +80,23 @@ class Database(_CachedStorage):
 
     def _read_trials_from_remote_storage(self, study_id: int) -> None:
         with self._lock:
-            known = self._studies.setdefault(study_id, _StudyInfo()).trials
+            study = self._studies.setdefault(study_id, _StudyInfo())
+            newest = max((trial._trial_id for trial in study.trials.values()), default=-1)
+            unfinished = {trial._trial_id: trial.state for trial in study.trials.values()
+                          if not trial.state.is_finished()}
             with self._backend.scoped_session() as session:
-                states = session.query(TrialModel.trial_id, TrialModel.number, TrialModel.state).filter(
-                    TrialModel.study_id == study_id).all()
-            changed = {trial_id for trial_id, number, state in states
-                       if state == TrialState.RUNNING or number not in known or known[number].state != state}
+                states = dict(session.query(TrialModel.trial_id, TrialModel.state).filter(
+                    TrialModel.study_id == study_id,
+                    TrialModel.state.in_(UNFINISHED) | (TrialModel.trial_id > newest)).all())
+            changed = {trial for trial, state in states.items()
+                       if state == TrialState.RUNNING or unfinished.get(trial) != state}
+            changed |= unfinished.keys() - states.keys()  # finished since
             if changed:
-                self._add_trials_to_cache(study_id, self._fetch(study_id, changed))
+                self._add_trials_to_cache(study_id, self._fetch(study_id, changed, max(newest, *changed)))
 
-    def _fetch(self, study_id: int, ids: set[int]) -> list[Any]:
-        """These trials, read as a whole where they are many."""
-        newest = max(ids)
-        return [trial for trial in self._backend._get_trials(study_id, None, ids, newest if len(ids) < 1000 else -1)
-                if trial._trial_id in ids]
+    def _fetch(self, study_id: int, ids: set[int], newest: int) -> list[FrozenTrial]:
+        """These trials; the whole study is read where they are many."""
+        return self._backend._get_trials(study_id, None, ids, newest if len(ids) < MANY else -1)
 
 
 def _patient(dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:

@@ -41,7 +41,7 @@ def test_server_that_does_not_answer_is_one_line(write_study, tmp_path, capsys):
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"--storage: postgresql+psycopg://me@/db?host={tmp_path} cannot be used" in done.stderr.replace("%2F", "/")
     assert "look whether it runs, and at user, database, ~/.pgpass and pg_hba.conf; nothing was written" in done.stderr
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs" / "s").exists()
 
 
 def test_study_says_itself_where_it_is(write_study, folder_of, experiments, postgresql, monkeypatch, tmp_path, capsys):
@@ -120,8 +120,14 @@ def test_only_changed_trials_are_read_again(postgresql, monkeypatch):
     for number in range(6):
         mine.enqueue_trial({"x": number}, user_attrs={"row": number})
     assert [trial.user_attrs["row"] for trial in other.trials] == list(range(6))
-    read, fetch = [], other._storage._fetch
-    monkeypatch.setattr(other._storage, "_fetch", lambda study, ids: (read.append(len(ids)), fetch(study, ids))[1])
+    read, fetch = [], other._storage._backend._get_trials
+
+    def counted(*arguments):
+        trials = fetch(*arguments)
+        read.append(len(trials))
+        return trials
+
+    monkeypatch.setattr(other._storage._backend, "_get_trials", counted)
     running = mine.ask()
     running.set_user_attr("note", "a")
     assert other.trials[0].user_attrs["note"] == "a" and read == [1]
