@@ -79,8 +79,9 @@ def constraint_values(config: StudyConfig, result: Mapping[str, Any]) -> list[fl
 
 
 def _cell_name(config: StudyConfig, params: Mapping[str, Any]) -> str:
-    """The arm's name, then ``key=value`` for each choice; the experiment's own name if there is neither."""
-    choices = [f"{key.rpartition('.')[2]}={value}" for key, value in params.items() if key != ARM]
+    """The arm's name, then ``key=value`` for each choice of a design; the experiment's own name if there is neither."""
+    chosen = params.items() if config.factorial else ()
+    choices = [f"{key.rpartition('.')[2]}={value}" for key, value in chosen if key != ARM]
     arm = [params[ARM]] if ARM in params else []
     return ",".join(arm + choices) or config.experiment.rpartition("/")[2].removesuffix(".yaml")
 

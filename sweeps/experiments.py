@@ -42,11 +42,17 @@ class Experiments(Protocol):
 class Core:
     """`diffusion_lm.experiment`, imported on first use, and what `diffusion_lm describe` says."""
 
+    def __init__(self) -> None:
+        self.described: dict[str, dict[str, Any]] = {}
+
     def describe(self, config: Any) -> dict[str, Any]:
         """Sizes and cost; builds the model without memory, so that sizes that do not fit together are refused."""
         from diffusion_lm.commands.describe import describe
 
-        return describe(config)
+        key = json.dumps({**self.to_dict(config), "seed": 0}, default=str)
+        if key not in self.described:
+            self.described[key] = describe(config)
+        return self.described[key]
 
     def __getattr__(self, name: str) -> Any:
         from diffusion_lm import experiment

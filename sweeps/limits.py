@@ -1,5 +1,6 @@
 """What a study may spend (`budget`), what a trial may cost (`constraints`), how often one is continued (`restarts`)."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,11 +100,11 @@ def constraints(key: str, raw: Any, metrics: Iterable[str]) -> dict[str, dict[st
                 raise unknown(f"{key}: {name}: unknown key", str(bound), BOUNDS)
             if not is_number(value):
                 raise UserError(f"{key}: {name}: {bound}: got {value!r}, expected a number")
-        if bounds.get("min", float("-inf")) > bounds.get("max", float("inf")):
+        if bounds.get("min", -math.inf) > bounds.get("max", math.inf):
             raise UserError(f"{key}: {name}: got min {bounds['min']} and max {bounds['max']}, expected min <= max")
     return {name: dict(bounds) for name, bounds in raw.items()}
 
 
 def violation(bounds: Mapping[str, float], value: float) -> float:
     """By how much `value` is outside `bounds`; 0 or less inside."""
-    return max([value - bounds["max"]] * ("max" in bounds) + [bounds["min"] - value] * ("min" in bounds))
+    return max(value - bounds.get("max", math.inf), bounds.get("min", -math.inf) - value)

@@ -1,7 +1,6 @@
 """Start a study: check it, create its folder and Optuna study, enqueue its design. Doing it again adds nothing."""
 
 import contextlib
-from collections.abc import Iterable
 from typing import Any
 
 import optuna
@@ -10,12 +9,11 @@ from omegaconf import OmegaConf
 from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_text
-from sweeps import design, limits, optuna_parts, storage, warm_start
+from sweeps import design, optuna_parts, storage, warm_start
 from sweeps import experiments as experiment_files
 from sweeps import study as study_files
 from sweeps.experiments import Experiments
 from sweeps.folder import StudyFolder
-from sweeps.history import TrialRecord
 
 FREE = ("budget", "restarts")
 """Keys that may change while the study runs: they decide when to stop and not what a trial is."""
@@ -60,11 +58,6 @@ def _keep_definition(folder: StudyFolder) -> None:
     text = OmegaConf.to_yaml(OmegaConf.create(folder.config.to_dict()))
     if not folder.definition.is_file() or folder.definition.read_text() != text:
         write_text(folder.definition, text)
-
-
-def spent(records: Iterable[TrialRecord]) -> dict[str, float]:
-    """What the trials of a study have used so far, in the units of its budget."""
-    return limits.spent(records)
 
 
 def enqueue(study: optuna.Study, rows: list[design.Row]) -> None:
