@@ -1,0 +1,38 @@
+"""estimate study STUDY, estimate experiment EXPERIMENT: what it would take, and what sbatch would be asked for."""
+
+import argparse
+from pathlib import Path
+
+from sweeps.commands.base import add_code, add_storage
+
+HELP = "time a few steps of every arm and say how many hours the whole would take; writes nothing"
+KINDS = {"study": "SLURM/sweep.sh", "experiment": "SLURM/train.sh"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=KINDS, help="what is estimated")
+    parser.add_argument("name", metavar="NAME", help="a study's or an experiment's YAML file, or its name")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for an experiment: goes over the file")
+    parser.add_argument("--script", help="the script that would be submitted [that of the kind]")
+    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="what would be given to sbatch, in one word: "
+                        "'--array=0-15 --gpus-per-node=1'")
+    parser.add_argument("--root", default="runs", help="the folder that holds the studies' folders [%(default)s]")
+    add_storage(parser)
+    add_code(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the submission and the table of costs."""
+    from sweeps import estimate, experiments, sbatch, study
+
+    script = Path(arguments.script or KINDS[arguments.kind])
+    options = sbatch.options(script, arguments.sbatch)
+    root = [] if arguments.root == "runs" else ["--root", arguments.root]
+    core, width = experiments.Core(), sbatch.width(options)
+    print(sbatch.line(options, script, [arguments.name, *arguments.overrides, *root]), end="\n\n", flush=True)
+    if arguments.kind == "study":
+        costs = estimate.study(study.load(arguments.name), core, estimate.measure)
+    else:
+        costs = estimate.experiment(arguments.name, arguments.overrides, core, estimate.measure)
+    print(estimate.text(costs, sbatch.devices(options) or 1, width))
+    return 0
