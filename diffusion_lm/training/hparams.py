@@ -1,6 +1,7 @@
 """The hyper-parameters that TensorBoard's table shows: what tells runs apart. It shows five unless asked for more."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,10 @@ def flat_hparams(config: ExperimentConfig, folder: Path) -> dict[str, str | int 
     """A flat row of plain values: what the study of the run in `folder` varies, else what tells most runs apart."""
     chosen = folder / FILE
     if chosen.is_file():
-        return {key: _plain(value) for key, value in json.loads(chosen.read_text()).items()}
+        varied = json.loads(chosen.read_text())
+        short = {key: key.rpartition(".")[2] for key in varied}
+        count = Counter(short.values())
+        return {short[key] if count[short[key]] == 1 else key: _plain(value) for key, value in varied.items()}
     return {
         "denoiser": name_of(config.denoiser),
         "objective": name_of(config.objective),

@@ -52,7 +52,8 @@ def test_the_row_of_hyper_parameters(shared):
     assert set(found) == {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"}
     experiment = plugin_data_pb2.HParamsPluginData.FromString(found["_hparams_/experiment"]).experiment
     columns = [info.name.tag for info in experiment.metric_infos]
-    assert columns and set(columns) <= set(shared.curves("run"))
+    assert columns == ["val/nll", "val/bpb", "throughput/tokens_per_second"]
+    assert set(columns) <= set(shared.curves("run"))
     assert shared.curves("run")["val/nll"][12] == pytest.approx(shared.result("run")["metrics"]["val/nll"])
     start = plugin_data_pb2.HParamsPluginData.FromString(found["_hparams_/session_start_info"]).session_start_info
     row = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
