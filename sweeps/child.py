@@ -20,12 +20,16 @@ FINISHED, CRASHED, BAD_INPUT, PRUNED, INTERRUPTED, CTRL_C = 0, 1, 2, 3, 75, 130
 
 
 class Stop:
-    """Remembers the first signal that asked this process to stop; the work looks at it between two steps."""
+    """Remembers the first signal that asked this process to stop; the work looks at it between two steps.
+
+    `then` is done at once: a child that has to write a checkpoint must not wait for a storage that does not answer.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.then: Callable[[], None] | None = None
         self.insisted = False
 
     def install(self) -> None:
@@ -37,15 +41,18 @@ class Stop:
         # Two Ctrl-C are a person who does not want to wait; SLURM sends several signals and means one.
         self.insisted = self.insisted or (number == signal.SIGINT == self.signal)
         self.signal = self.signal or signal.Signals(number)
+        if self.then is not None:
+            self.then()
 
 
 class Child:
     """A running command, on all tasks of this job. Its output goes to `log`, or where ours goes."""
 
     def __init__(self, command: Sequence[str], log: IO[bytes] | None = None):
+        arguments = launch.command(command)
         # In a process group of its own: Ctrl-C in a terminal comes to us, and we relay it once.
-        self.process = subprocess.Popen(launch.command(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                        process_group=0, preexec_fn=_die_with_parent())
+        self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0,
+                                        preexec_fn=die_with_parent(launch.deadly(arguments)))
         self.relayed = False
 
     def wait(self, seconds: float) -> int | None:
@@ -60,8 +67,8 @@ class Child:
         if stop.insisted:
             launch.relay(self.process, signal.SIGKILL)
         elif stop.signal is not None and not self.relayed:
+            self.relayed = True  # first: a signal handler may call this in between
             launch.relay(self.process, stop.signal)
-            self.relayed = True
 
 
 def train(folder: Path, command: Sequence[str] = TRAIN) -> Child:
@@ -70,8 +77,8 @@ def train(folder: Path, command: Sequence[str] = TRAIN) -> Child:
         return Child([*command, str(folder / CONFIG)], log)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the child does before it becomes the command: ask Linux to kill it when its parent dies.
+def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """What the child does before it becomes the command: ask Linux to send it `number` when its parent dies.
 
     Otherwise it would train on beside the successor that another worker starts in the same folder.
     """
@@ -80,7 +87,7 @@ def _die_with_parent() -> Callable[[], None] | None:
     libc, parent = ctypes.CDLL(None, use_errno=True), os.getpid()
 
     def before_exec() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # the parent died between fork and here
             os._exit(CRASHED)
 

@@ -148,4 +148,5 @@ def _in(trials: list[FrozenTrial], state: TrialState) -> list[FrozenTrial]:
 
 
 def _planned(trials: list[FrozenTrial]) -> int:
-    return sum("row" in trial.user_attrs for trial in trials)
+    """How many rows of the design have a trial; one that is asked for again is no new row."""
+    return sum("row" in trial.user_attrs and "retry_of" not in trial.user_attrs for trial in trials)

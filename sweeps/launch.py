@@ -75,6 +75,14 @@ def relay(process: Popen[bytes], number: signal.Signals) -> None:
     process.send_signal(FORWARDED.get(number, number) if launched else number)
 
 
+def deadly(arguments: Sequence[str]) -> signal.Signals:
+    """The signal on which the command that starts with `arguments` ends at once, with all its tasks.
+
+    Of an srun that is killed the tasks train on.
+    """
+    return FORWARDED[signal.SIGKILL] if Path(arguments[0]).name == SRUN else signal.SIGKILL
+
+
 def _srun(allocation: Allocation) -> list[str]:
     """srun and its options. A job with several trials, or two jobs on one node, meet on ports of their own."""
     nodes, tasks = allocation.nodes, allocation.tasks

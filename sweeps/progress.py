@@ -7,8 +7,10 @@ from optuna.pruners import NopPruner
 
 from sweeps import trial_files
 from sweeps.claim import Claim
+from sweeps.patience import FAULTS, what
 
 REPORT_EVERY = 5.0  # seconds between two reports to Optuna: each is a line in the journal that every worker reads
+LONGEST_WAIT = 80.0  # seconds between two, while the storage does not take them
 
 
 class Progress:
@@ -20,23 +22,43 @@ class Progress:
         self.tail = trial_files.Tail(claim.folder / trial_files.REPORT)
         # An earlier life printed these; Optuna may have missed the last of them.
         self.unreported: dict[str, Any] | None = self._latest(self.tail.read())
-        self.reported_at = float("-inf")
+        self.next_report, self.wait = float("-inf"), REPORT_EVERY
 
-    def update(self, ended: bool) -> None:
-        """Look at the file; `ended` says that training will add nothing to it."""
+    def update(self) -> None:
+        """Look at the file while training goes on. A storage that does not take a report is asked again later."""
+        try:
+            self._look()
+            if time.monotonic() < self.next_report:
+                return
+            self._report(prune=True)
+            self.wait = REPORT_EVERY
+        except FAULTS as error:
+            if self.wait == REPORT_EVERY:
+                say(self.claim, f"{what(error)}; training goes on, and its reports are passed on later")
+            self.wait = min(2 * self.wait, LONGEST_WAIT)
+        self.next_report = time.monotonic() + self.wait
+
+    def finish(self) -> None:
+        """Pass on the last report, after the end of training. Raises what the storage raises."""
+        self._look()
+        self._report(prune=False)
+
+    def _look(self) -> None:
         lines = self.tail.read()
         for line in lines:
             say(self.claim, describe(line))
         self.unreported = self._latest(lines) or self.unreported
-        due = ended or time.monotonic() - self.reported_at >= REPORT_EVERY
-        if self.unreported is None or not due or len(self.study.directions) > 1:
+
+    def _report(self, prune: bool) -> None:
+        """Pass the last line on, and ask whether the trial is to be pruned."""
+        line = self.unreported
+        if line is None or len(self.study.directions) > 1:
             return
-        line, self.unreported = self.unreported, None
-        self.reported_at = time.monotonic()
         if line["step"] not in self.claim.trial.storage.get_trial(self.claim.trial._trial_id).intermediate_values:
             self.claim.trial.report(line[self.objective], line["step"])
-        if not ended and not isinstance(self.study.pruner, NopPruner) and self.claim.trial.should_prune():
+        if prune and not isinstance(self.study.pruner, NopPruner) and self.claim.trial.should_prune():
             self._prune(line["step"])
+        self.unreported = None
 
     def _latest(self, lines: list[dict[str, Any]]) -> dict[str, Any] | None:
         """The last line with a value of the objective: an objective without a bound reports none."""

@@ -1,29 +1,27 @@
 """A worker: claims trials of a study, trains each in a child process, tells Optuna what came of it."""
 
-import math
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Sequence
 from signal import SIGINT, SIGUSR1
-from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
 from diffusion_lm.errors import UserError
+from diffusion_lm.files import write_json
 from sweeps import child as children
-from sweeps import design, provenance, slurm, trial_files
+from sweeps import design, ending, provenance, room, slurm, snapshot, telling, tensorboard, trial_files
 from sweeps import experiments as experiment_files
 from sweeps.child import Stop
 from sweeps.claim import Claim, Claims
+from sweeps.ending import Ending, Watch
 from sweeps.experiments import Experiments
 from sweeps.folder import StudyFolder
 from sweeps.owner import Owner
-from sweeps.progress import Progress, bound, say
+from sweeps.patience import FAULTS, Patience, what
+from sweeps.progress import Progress, say
 
 POLL = 0.5  # seconds between two looks at the child
-CRASHES = 1  # how often a trial that crashed is started again
-INTERRUPTIONS = 20  # how often a child that stops unasked is simply continued
-# Kept beside the trial, so that the dashboard shows them in its table.
-KEPT = (trial_files.NLL, trial_files.NLL_ERROR, trial_files.BITS, trial_files.SPEED)
+DISK_PAUSE = 60.0  # seconds before training is started again on a disk that was full
 
 
 class Worker:
@@ -34,134 +32,147 @@ class Worker:
         self.folder, self.study, self.experiments = folder, study, experiments
         self.train_command = train_command
         self.stop = Stop()
+        self.patiently = Patience(self.stop)
         self.claims = Claims(folder, study, Owner.current())
-        self.failed = 0
-        self.checked = False
+        self.begun = self.failed = 0
+        self.checked = self.out_of_time = False
 
     def run(self) -> int:
-        """Work. Returns the exit code: 0 nothing left to do, 1 a trial failed, 75 told to stop, 130 by Ctrl-C."""
+        """Work. Returns the exit code: 0 nothing left to do, 1 a trial failed, 130 by Ctrl-C, 75 if there is more to do
+        but not now: told to stop, too little time left, the disk or the storage failed."""
         self.stop.install()
-        while self.stop.signal is None and (claim := self._next()):
-            self._work(claim)
-        if self.stop.signal is None:
-            return children.CRASHED if self.failed else children.FINISHED
+        try:
+            while self.stop.signal is None and (claim := self._next()):
+                self.begun += 1
+                self._work(claim)
+        except FAULTS as error:
+            print(f"error: {what(error)}", flush=True)
+            return children.INTERRUPTED
         if self.stop.signal is SIGINT:
             return children.CTRL_C
+        if self.stop.signal is None and not self.out_of_time:
+            return children.CRASHED if self.failed else children.FINISHED
         task = slurm.task()
-        if self.stop.signal is SIGUSR1 and task is not None:
-            slurm.requeue(task)  # the time limit is near: the next life of this task continues the trial
+        if (self.stop.signal is SIGUSR1 or self.out_of_time) and task is not None and not slurm.requeue(task):
+            print(f"job {task} could not be put back into the queue; sbatch the same script to go on", flush=True)
         return children.INTERRUPTED
 
     def _next(self) -> Claim | None:
-        claim = self.claims.resume()
-        if claim is None and self.claims.has_work():
+        claim = self.patiently(self.claims.resume)
+        if claim is None and self.patiently(self.claims.has_work) and self._may_begin():
             if not self.checked:
                 experiment_files.refuse_changes(self.folder, self.experiments)
                 self.checked = True
-            claim = self.claims.fresh()
+            claim = self.patiently(self.claims.fresh)
         return claim
+
+    def _may_begin(self) -> bool:
+        """Whether there is room for another trial: budget, and time in this job."""
+        if reached := self.patiently(lambda: room.over_budget(self.folder, self.study)):
+            print(f"no new trial: the budget is used up ({reached})", flush=True)
+            return False
+        # A job's first trial always begins: otherwise jobs that are a little too short would be queued for ever.
+        if self.begun and (why := self.patiently(lambda: room.too_little_time(self.study))):
+            print(f"no new trial in this job ({why}); it goes back into the queue", flush=True)
+            self.out_of_time = True
+            return False
+        return True
 
     def _work(self, claim: Claim) -> None:
         """Train one trial to its end, or leave it running for another life if this worker has to stop."""
         life = f", continued in its life {claim.life + 1}" if claim.life else ""
         say(claim, f"trial {claim.number} starts{life} ({self.folder.config.size} trials in the study)")
         try:
-            self._prepare(claim)
+            over = self._taken_over(claim) or self.patiently(lambda: self._prepare(claim))
         except UserError as error:
-            self._fail(claim, str(error))
+            self._fail(claim, Ending(ending.INPUT, str(error)))
             return
-        progress = Progress(claim, self.folder.config.objective)
-        # The worker before us may have died after training ended and before it told Optuna.
-        over = claim.life > 0 and _finished(claim) and self._concluded(claim, children.FINISHED)
+        progress = self.patiently(lambda: Progress(claim, self.folder.config.objective))
         while not over and self.stop.signal is None:
-            over = self._concluded(claim, self._train(claim, progress))
+            over = self._train(claim, progress)
         if not over:
-            say(claim, "stopped; the same command continues it")
+            self._leave(claim)
 
-    def _prepare(self, claim: Claim) -> None:
+    def _taken_over(self, claim: Claim) -> bool:
+        """What an earlier worker left to be said. True if the trial is over by that."""
+        if not claim.life:
+            return False
+        if telling.finished(claim):  # it died between the end of training and telling Optuna
+            return self._completed(claim)
+        if found := ending.death(claim):
+            self.patiently(lambda: ending.note(claim, found, claim.life - 1))
+        return self._given_up(claim)
+
+    def _prepare(self, claim: Claim) -> bool:
         """Draw what is left to the sampler and write what the trial trains, unless an earlier life did."""
-        params = design.suggest(self.folder.config, claim.trial)
-        for name, value in {"git": provenance.commit(), "machine": provenance.machine()}.items():
+        params, seed = design.suggest(self.folder.config, claim.trial), claim.trial.user_attrs.get("seed")
+        where = {"node": slurm.node() or socket.gethostname(), "slurm_job": slurm.task(), "code": snapshot.current()}
+        for name, value in {"git": provenance.commit(), "machine": provenance.machine(), **where}.items():
             claim.trial.set_user_attr(name, value)
         if not (claim.folder / trial_files.CONFIG).is_file():
-            seed = claim.trial.user_attrs.get("seed")
+            claim.folder.mkdir(parents=True, exist_ok=True)
+            # Before the configuration, which says that the folder is complete.
+            write_json(claim.folder / trial_files.HPARAMS, params | ({} if seed is None else {"seed": seed}))
             experiment_files.write_trial(self.folder.config, claim.folder, params, seed, self.experiments)
+        return False
 
-    def _train(self, claim: Claim, progress: Progress) -> int:
-        """Run the training command once. Returns its exit code."""
-        child = children.train(claim.folder, self.train_command)
+    def _train(self, claim: Claim, progress: Progress) -> bool:
+        """Run the training command once. False if the trial is to be trained on, now or in another life."""
+        watch = self.patiently(lambda: Watch(claim.folder))
+        child = self.patiently(lambda: children.train(claim.folder, self.train_command))
+        self.stop.then = lambda: child.relay(self.stop)
         code = None
         while code is None:
             child.relay(self.stop)
             code = child.wait(POLL)
-            progress.update(ended=code is not None)
-        return code
+            progress.update()
+        self.stop.then = None
+        self.patiently(progress.finish)
+        return self._concluded(claim, code, watch)
 
-    def _concluded(self, claim: Claim, code: int) -> bool:
-        """Tell Optuna what `code` means for the trial. False if it is to be trained on, now or in another life."""
-        if code == children.FINISHED and _finished(claim):
-            self._complete(claim)
-            return True
+    def _concluded(self, claim: Claim, code: int, watch: Watch) -> bool:
+        """Tell Optuna what `code` means for the trial. False if it is not the trial's end."""
+        if code == children.FINISHED and telling.finished(claim):
+            return self._completed(claim)
         if code == children.PRUNED:
-            self._prune(claim)
+            self.patiently(lambda: telling.prune(self.study, claim))
             return True
         if self.stop.signal is not None:
             return False
-        if code == children.INTERRUPTED and self._count(claim, "interruptions") <= INTERRUPTIONS:
-            return False
-        reason = f"{_describe(code)}: {trial_files.last_line(claim.folder)}"
-        if code == children.BAD_INPUT or self._count(claim, "crashes") > CRASHES:
-            self._fail(claim, reason)
+        found = watch.ending(code)
+        self.patiently(lambda: ending.note(claim, found, claim.life))
+        if self._given_up(claim):
             return True
-        say(claim, f"{reason}; starting it again")
+        say(claim, f"{found.reason} ({found.kind}); starting it again")
+        if found.kind == ending.DISK:
+            self.patiently.pause(DISK_PAUSE)
         return False
 
-    def _complete(self, claim: Claim) -> None:
-        result = trial_files.result(claim.folder) or {}
-        metrics = result["metrics"]
-        values = [metrics.get(name) for name in self.folder.config.metrics]
-        for name, value in zip(self.folder.config.metrics, values):
-            if value is None:
-                self._fail(claim, f"{name}: the trial reports none (no bound?); compare by another metric")
-                return
-            if not math.isfinite(value):
-                self._fail(claim, f"{name} is {value}")
-                return
-        for name, value in _kept(result).items():
-            claim.trial.set_user_attr(name, value)
-        self.study.tell(claim.trial, values)
-        say(claim, f"finished in {result['seconds']:,.0f} s: val/nll "
-            f"{bound(metrics.get(trial_files.NLL), metrics.get(trial_files.NLL_ERROR))} nats/token")
+    def _completed(self, claim: Claim) -> bool:
+        if why := telling.unusable(self.folder.config, claim):
+            self._fail(claim, why)
+        else:
+            self.patiently(lambda: telling.complete(self.study, self.folder.config, claim))
+            self.patiently(lambda: tensorboard.write_mean(self.folder, self.study, claim.trial.user_attrs["cell"]))
+        return True
 
-    def _prune(self, claim: Claim) -> None:
-        if "reason" not in claim.trial.user_attrs:
-            claim.trial.set_user_attr("reason", f"a file {trial_files.STOP} in its folder")
-        self.study.tell(claim.trial, state=TrialState.PRUNED)
-        say(claim, "pruned")
+    def _given_up(self, claim: Claim) -> bool:
+        """Whether the trial has ended more often than the study allows; then it has failed."""
+        why = ending.verdict(claim, self.folder.config.restarts)
+        if why is not None:
+            self._fail(claim, why)
+        return why is not None
 
-    def _fail(self, claim: Claim, reason: str) -> None:
+    def _fail(self, claim: Claim, why: Ending) -> None:
         self.failed += 1
-        claim.trial.set_user_attr("reason", reason)
-        self.study.tell(claim.trial, state=TrialState.FAIL)
-        say(claim, f"FAILED: {reason} (log: {claim.folder / trial_files.LOG})")
+        self.patiently(lambda: telling.fail(self.study, claim, why))
 
-    def _count(self, claim: Claim, what: str) -> int:
-        """One more of `what` in this trial, over all its lives."""
-        number = claim.trial.user_attrs.get(what, 0) + 1
-        claim.trial.set_user_attr(what, number)
-        return number
+    def _leave(self, claim: Claim) -> None:
+        """Note that this life was told to stop, so that the next one does not take it for a death."""
+        def write() -> None:
+            if self.stop.signal is not SIGINT:
+                ending.note(claim, Ending(ending.TIME, f"stopped by {self.stop.signal.name}"), claim.life)
+            claim.trial.set_user_attr(ending.STOPPED, claim.life)
 
-
-def _finished(claim: Claim) -> bool:
-    result = trial_files.result(claim.folder)
-    return result is not None and result["status"] == "finished"
-
-
-def _describe(code: int) -> str:
-    return f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-
-
-def _kept(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the dashboard shows beside a finished trial."""
-    metrics = {name: result["metrics"].get(name) for name in KEPT}
-    return {**metrics, "parameters": result["parameters"]["non_embedding"], "seconds": result["seconds"]}
+        self.patiently(write)
+        say(claim, "stopped; the same command continues it")

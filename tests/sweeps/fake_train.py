@@ -17,6 +17,7 @@ import yaml
 folder = Path(source).parent
 config = yaml.safe_load(Path(source).read_text())
 checkpoint = folder / "checkpoint"
+FAILS = {"memory": "out_of_memory", "diverged": "not_finite", "disk": "disk", "broken": "code"}
 asked = []
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, lambda number, frame: asked.append(number))
@@ -57,6 +58,12 @@ while step < config["steps"]:
         report.write(json.dumps({"step": step, "tokens": 1000 * step, **metrics(step)}) + "\n")
     checkpoint.write_text(str(step))
     life = (folder / "lives.txt").read_text().count("\n")
+    if config["fault"].removesuffix(" once") in FAILS and (life == 1 or not config["fault"].endswith(" once")):
+        kind = FAILS[config["fault"].removesuffix(" once")]
+        (folder / "failure.json").write_text(json.dumps({"class": kind, "message": f"it was {kind}"}))
+        sys.exit(1)
+    if config["fault"] == "killed" or (config["fault"] == "killed once" and life == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
     if config["fault"] == "crash" or (config["fault"] == "crash once" and life == 1):
         print("CUDA error: out of memory")
         sys.exit(1)

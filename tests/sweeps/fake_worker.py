@@ -1,5 +1,6 @@
 """``python -m sweeps run`` with the stand-ins: one worker process on STUDY.yaml in ROOT; the report on demand."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 import fake_experiment  # noqa: E402
 
-from sweeps import planner, report, study, worker  # noqa: E402
+from sweeps import patience, planner, progress, report, study, worker  # noqa: E402
 from sweeps.folder import StudyFolder  # noqa: E402
 
 
@@ -23,5 +24,7 @@ def main(path, root, *more):
 
 
 if __name__ == "__main__":
-    worker.POLL = 0.05
+    worker.POLL, worker.DISK_PAUSE = 0.05, 0.1
+    patience.FIRST, patience.LIMIT = 0.05, float(os.environ.get("PATIENCE", patience.LIMIT))
+    progress.REPORT_EVERY = float(os.environ.get("REPORT_EVERY", progress.REPORT_EVERY))
     sys.exit(main(*sys.argv[1:]))
