@@ -249,18 +249,18 @@ def _between(log2: Tensor) -> Float[Tensor, "B c H Q Q"]:
 
 def _within(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, decays: Decays) -> Float[Tensor, "B c Q H P"]:
     """(L * C B^T) X"""
-    scores = (C @ B.transpose(-1, -2)).mul_(decays.allowed).unsqueeze(3)
-    weights = _between(decays.log2).to(x.dtype)
+    scores = wide((C @ B.transpose(-1, -2)).mul_(decays.allowed)).unsqueeze(3)
+    weights = _between(decays.log2).mul_(_of_keys(dt))
     weights.unflatten(2, (scores.shape[2], -1)).mul_(scores)
-    return (weights @ _by_head(x, dt)).transpose(2, 3)
+    return (weights.to(x.dtype) @ x.transpose(2, 3)).transpose(2, 3)
 
 
 def _within_back(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, dy: Tensor, decays: Decays) -> tuple[Tensor, ...]:
     """Gradients of the products within chunks: to X, to the logarithm of the decays, to B and to C."""
     groups = B.shape[2]
-    scores = (C @ B.transpose(-1, -2)).mul_(decays.allowed).unsqueeze(3)
+    scores = wide((C @ B.transpose(-1, -2)).mul_(decays.allowed)).unsqueeze(3)
     decay, dy = _between(decays.log2), dy.transpose(2, 3).contiguous()
-    dweights = wide(dy @ _by_head(x, dt).transpose(-1, -2)).mul_(decay)
+    dweights = wide(dy @ x.transpose(2, 3).transpose(-1, -2)).mul_(decay).mul_(_of_keys(dt))
     grouped = dweights.unflatten(2, (groups, -1))
     dscores = grouped.sum(3).mul_(decays.allowed).to(x.dtype)
     grouped.mul_(scores)
@@ -302,9 +302,9 @@ def _as(x: Tensor, factor: Tensor) -> Float[Tensor, "B c Q H 1"]:
     return factor.to(x.dtype).unsqueeze(-1)
 
 
-def _by_head(x: Tensor, dt: Tensor) -> Float[Tensor, "B c H Q P"]:
-    """X = dt x"""
-    return x.transpose(2, 3).clone(memory_format=torch.contiguous_format).mul_(_as(x, dt.transpose(2, 3)))
+def _of_keys(dt: Tensor) -> Float[Tensor, "B c H 1 Q"]:
+    """The dt of X = dt x, for the weights of x. Those are float32, in which CPUs multiply faster than in bfloat16."""
+    return dt.transpose(2, 3).contiguous().unsqueeze(-2)
 
 
 def _grouped(value: Tensor, groups: int) -> Float[Tensor, "B c G Q RP"]:
