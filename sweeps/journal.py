@@ -101,21 +101,20 @@ class HealingJournal(JournalFileBackend):
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         try:
             while not self._append(text):
-                warnings.warn(f"{self._path}: this process stood still for so long that another one took the journal's "
-                              "lock; it waits for its turn again", stacklevel=2)
+                warnings.warn(f"{self._path}: another process wrote in this one's turn (this one stood still for long, "
+                              "or the file system's locks do not hold); the record is written again", stacklevel=2)
         except OSError as error:
             raise DiskError(f"{self._path}: cannot be written ({error.strerror}); make room there and start the worker "
                             "again: no trial is lost, running ones are continued") from None
 
     def _append(self, text: bytes) -> bool:
-        """False, with nothing written, if the lock was lost meanwhile."""
+        """False if no record came of it: the lock was lost meanwhile, or half a line of another process is in front."""
         self._fence.acquire()
         try:
             end = heal(self._path, self._fence.held)
             if not self._fence.held():
                 return False
-            _write(self._path, text, end)
-            return True
+            return _write(self._path, text, end)
         finally:
             self._fence.release()
 
@@ -176,14 +175,19 @@ def heal(path: str | Path, allowed: Callable[[], bool] = lambda: True) -> int:
     return end
 
 
-def _write(path: str, text: bytes, end: int) -> None:
-    """Append `text` to the file, which ends at byte `end`; where that fails, the file is cut back to there."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND)
+def _write(path: str, text: bytes, end: int) -> bool:
+    """Append `text` to the file, which ends at byte `end`; where that fails, the file is cut back to there.
+
+    Returns whether it then begins a line.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_APPEND)
     try:
         rest = memoryview(text)
         while rest:  # a disk that fills up takes a part first, and only then says so
             rest = rest[os.write(handle, rest):]
         os.fsync(handle)
+        written = os.pread(handle, os.fstat(handle).st_size - end, end)
+        return b"\n" + text in b"\n" + written
     except OSError:
         os.ftruncate(handle, end)
         raise
