@@ -47,7 +47,8 @@ ONE, TWO = {"val/nll": "minimize"}, {"val/nll": "minimize", "throughput/tokens_p
 
 
 @pytest.mark.parametrize(("sampler", "metrics"), [
-    ("TPESampler", ONE), ("TPESampler", TWO), ({"name": "TPESampler", "multivariate": True}, TWO),
+    ({"name": "TPESampler", "warn_independent_sampling": True}, ONE), ("TPESampler", TWO),
+    ({"name": "TPESampler", "warn_independent_sampling": True, "multivariate": True}, TWO),
     ("RandomSampler", ONE), ({"name": "NSGAIISampler", "population_size": 5}, TWO),
     pytest.param({"name": "GPSampler", "warn_independent_sampling": False}, ONE, marks=pytest.mark.slow)])
 def test_samplers_draw_a_parameter_only_where_its_condition_holds(sampler, metrics, caplog):

@@ -4,6 +4,7 @@ import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from omegaconf import OmegaConf
 
 from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
@@ -126,3 +127,42 @@ def test_study_file_in_the_folder_is_the_study(write_study, folder_of, experimen
     planner.plan(folder, experiments)
     again = folder_of(folder.definition)
     assert again.config == folder.config and len(planner.plan(again, experiments).trials) == 8
+
+
+def test_what_decides_when_to_stop_may_change_and_is_kept(write_study, folder_of, experiments):
+    planner.plan(folder_of(write_study(**DESIGN, budget={"trials": 2})), experiments)
+    changed = folder_of(write_study(**DESIGN, budget={"trials": 5}, restarts={"node": 3}))
+    assert len(planner.plan(changed, experiments).trials) == 8
+    kept = folder_of(changed.definition).config
+    assert (kept.budget.trials, kept.restarts["node"], kept.restarts["time"]) == (5, 3, 100)
+
+
+def test_study_that_started_before_a_key_existed_goes_on(write_study, folder_of, experiments):
+    folder = folder_of(write_study(**DESIGN))
+    planner.plan(folder, experiments)
+    older = OmegaConf.load(folder.definition)
+    for key in ("budget", "restarts", "points", "design", "constraints", "warm_start", "replicates"):
+        del older[key]
+    folder.definition.write_text(OmegaConf.to_yaml(older))
+    assert len(planner.plan(folder, experiments).trials) == 8
+    with pytest.raises(UserError, match=r"its definition changed since it started \(constraints.parameters: None -> "):
+        planner.plan(folder_of(write_study(**DESIGN, constraints={"parameters": {"max": 5}})), experiments)
+
+
+def test_sizes_that_do_not_fit_together_are_refused_before_anything_is_written(write_study, folder_of, experiments):
+    folder = folder_of(write_study(arms={"a": {}, "b": {"width": 33}}))
+    with pytest.raises(UserError, match=r"^arm b: width: got 33, expected a multiple of 8$"):
+        planner.plan(folder, experiments)
+    assert not folder.path.exists()
+
+
+def test_a_real_model_is_built_without_memory_when_its_arm_is_planned(write_study, folder_of):
+    """Of a width whose parameters would fill 17 TB; and one whose heads do not divide it is refused."""
+    real = experiment_files.Core()
+    wide = {"model.d_model": 2**20, "denoiser": {"name": "transformer", "n_layers": 1, "mlp_width": 64}}
+    config = folder_of(write_study(experiment="quickstart", arms={"wide": wide})).config
+    assert experiment_files.try_all(config, real, build=True)["wide"]["model"]["d_model"] == 2**20
+    config = folder_of(write_study("t", experiment="quickstart", arms={"odd": {"model.d_model": 72}})).config
+    assert experiment_files.try_all(config, real), "reading alone does not see it"
+    with pytest.raises(UserError, match=r"^arm odd: quickstart: head_dim: got 64, expected a divisor of d_model 72$"):
+        experiment_files.try_all(config, real, build=True)
