@@ -6,6 +6,7 @@ other script run than the one that sorts tables.
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from html import escape
 from itertools import groupby
@@ -18,7 +19,7 @@ STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --paper: #fff; --soft: #f3f4f6; --line: #d5d9df; --link: #0b5cad; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e3e6ea; --paper: #14171b; --soft: #1e2228; --line: #3a4048; --link: #79b8ff; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 76rem;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 92rem;
   margin: 0 auto; padding: 1.5rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 a { color: var(--link); } nav a { margin-right: 1em; white-space: nowrap; }
@@ -69,6 +70,7 @@ function sort(table, heading) {
 for (const button of document.querySelectorAll("th button"))
   button.addEventListener("click", () => sort(button.closest("table"), button.closest("th")));
 """
+COMMAND = re.compile(r"`([^`]+)`")
 LONG = 60
 """Characters from which on a cell may break."""
 
@@ -111,7 +113,7 @@ def _numbered(report: Report) -> list[tuple[str, Section]]:
 
 def _section(place: str, section: Section) -> str:
     parts = [f'<section id="{place}">', f"<h2>{escape(section.title)}</h2>"]
-    parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
+    parts += ["<p>" + COMMAND.sub(r"<code>\1</code>", escape(said)) + "</p>" for said in section.paragraphs]
     if section.table is not None:
         parts.append(_table(section.table, section.groups))
     parts += [_figure(picture) for picture in section.pictures]

@@ -27,7 +27,7 @@ class Section:
     paragraphs: Sequence[str] = ()
     table: Text | None = None
     groups: Sequence[str] = ()
-    """For a table of arms the kind of each row, which sorting keeps together; rows beyond them are references."""
+    """For a table of arms the kind of each row, which sorting keeps together; rows beyond them are for reference."""
     pictures: Sequence[Picture] = ()
     text: str = ""
     short: bool = False
@@ -107,8 +107,8 @@ def _designs(report: Report) -> list[Section]:
         if not found:
             continue
         rows = [line for one in found for line in _effect_lines(one)]
-        said = ["Share: of the sum of squares of the objective. In a complete design shares of factors, interactions, "
-                "seeds and error add up to one; in a fraction an interaction may be another effect under its alias."]
+        said = ["Share: of the sum of squares of the objective; what is left of one is between seeds, of more than two "
+                "factors together, and noise. In a fraction an interaction may be another effect under its alias."]
         said += [f"{one.kind}: 95 % intervals; the error is from {one.error}." if one.error else
                  f"{one.kind}: nothing is left to take an error from, so there are no intervals." for one in found]
         said += [f"{effect.factor} is judged among the trials that have it." for one in found for effect in one.main
@@ -172,7 +172,7 @@ def _cost(report: Report) -> Section | None:
     device = "GPU" if any(record.on_gpu for record in report.finished) else "CPU process"
     header = ["arm", "kind", "runs", "tokens", f"{device} hours", "wall hours", "peak memory"]
     return Section("Cost", ["Hours of training and validation, over all lives of a trial; wall hours: the same as if "
-                            "the trials had run one after the other."], Text(header, rows))
+                            "the trials had run one after the other."], Text(header, rows), [""] * (len(rows) - 1))
 
 
 def _spent(records: Sequence[TrialRecord]) -> list[str]:
