@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,15 +48,18 @@ class Claims:
                 return claim
         return None
 
-    def fresh(self) -> Claim | None:
-        """The next planned trial, or a new one while the study has room; None if there is neither."""
+    def fresh(self, allowed: Callable[[], bool] = lambda: True) -> Claim | None:
+        """The next planned trial, or a new one while the study has room; None if there is neither.
+
+        `allowed` is asked before a trial is begun, while no other worker begins one.
+        """
         with self.folder.lock():
             # Every first claim is made under this lock: a running trial without one lost its worker within it.
             trials = self.study.get_trials(deepcopy=False)
             for trial in _in(trials, TrialState.RUNNING):
                 if self.owner(trial.number)[0] is None and self._take(trial.number, 0):
                     return self._attach(trial, 0)
-            while waiting := self._waiting(trials):
+            while allowed() and (waiting := self._waiting(trials)):
                 self.study.sampler = optuna_parts.sampler(self.folder.config, waiting[0].number)
                 trial = self.study.ask()
                 if self._take(trial.number, 0):

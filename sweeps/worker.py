@@ -59,18 +59,22 @@ class Worker:
 
     def _next(self) -> Claim | None:
         claim = self.patiently(self.claims.resume)
-        if claim is None and self.patiently(self.claims.has_work) and self._may_begin():
+        if claim is None and self.patiently(self.claims.has_work) and self._has_time():
             if not self.checked:
                 experiment_files.refuse_changes(self.folder, self.experiments)
                 self.checked = True
-            claim = self.patiently(self.claims.fresh)
+            claim = self.patiently(lambda: self.claims.fresh(self._can_afford))
         return claim
 
-    def _may_begin(self) -> bool:
-        """Whether there is room for another trial: budget, and time in this job."""
-        if reached := self.patiently(lambda: room.over_budget(self.folder, self.study)):
+    def _can_afford(self) -> bool:
+        """Whether the study may spend on another trial."""
+        reached = room.over_budget(self.folder, self.study)
+        if reached is not None:
             print(f"no new trial: the budget is used up ({reached})", flush=True)
-            return False
+        return reached is None
+
+    def _has_time(self) -> bool:
+        """Whether this job has the time for another trial."""
         # A job's first trial always begins: otherwise jobs that are a little too short would be queued for ever.
         if self.begun and (why := self.patiently(lambda: room.too_little_time(self.study))):
             print(f"no new trial in this job ({why}); it goes back into the queue", flush=True)

@@ -8,14 +8,31 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 import fake_experiment  # noqa: E402
+from optuna.exceptions import StorageInternalError  # noqa: E402
 
 from sweeps import patience, planner, progress, report, study, worker  # noqa: E402
 from sweeps.folder import StudyFolder  # noqa: E402
 
 
+def fail_while(flag, storage):
+    """Have the storage fail while the file `flag` is there, as a database that is started again."""
+    for name in ("get_trial", "get_all_trials", "set_trial_user_attr", "set_trial_intermediate_value",
+                 "set_trial_state_values"):
+        inner = getattr(storage, name)
+
+        def wrapped(*arguments, inner=inner, **options):
+            if flag.exists():
+                raise StorageInternalError("an exception is raised during the commit") from OSError("gone")
+            return inner(*arguments, **options)
+
+        setattr(storage, name, wrapped)
+
+
 def main(path, root, *more):
     folder = StudyFolder(study.load(path), root)
     planned = planner.plan(folder, fake_experiment)
+    if "OUTAGE" in os.environ:
+        fail_while(Path(os.environ["OUTAGE"]), planned._storage)
     command = (sys.executable, str(HERE / "fake_train.py"))
     code = worker.Worker(folder, planned, fake_experiment, train_command=command).run()
     if "report" in more:
