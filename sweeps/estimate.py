@@ -118,5 +118,6 @@ def summary(costs: Sequence[Cost], devices: int, width: int) -> str:
     if kinds == {"cpu"}:
         where += "; for the hours on a GPU call it on a node that has one: srun --gpus=1 bash SLURM/..."
     shared = f" of {devices} devices each (their exchange was not timed)" if devices > 1 else ""
-    return (f"{len(each)} trials{shared}, {tokens:,} tokens: {sum(each) * devices / 3600:.3g} device hours, "
+    hours = f"{sum(each) * devices / 3600:.3g} device hours"
+    return (f"{len(each)} trial{'s' * (len(each) > 1)}{shared}, {tokens:,} tokens: {hours}, "
             f"{wall(each, width) / 3600:.3g} hours with {width} at a time, without restarts and waiting\n{where}")

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="a study's or an experiment's YAML file, or its name")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="for an experiment: goes over the file")
     parser.add_argument("--script", help="the script that would be submitted [that of the kind]")
-    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="what would be given to sbatch, in one word: "
-                        "'--array=0-15 --gpus-per-node=1'")
+    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="what would be given to sbatch, as in "
+                        "--sbatch='--array=0-15 --nodes=2'")
     parser.add_argument("--root", default="runs", help="the folder that holds the studies' folders [%(default)s]")
     add_storage(parser)
     add_code(parser)

@@ -3,8 +3,11 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from sweeps import single as single_module
 
 PROGRAM = """
 import signal, sys, time
@@ -51,3 +54,24 @@ def test_child_dies_with_its_parent():
         process.stdout.readline()
         process.kill()
         assert process.stdout.read() == "", "the pipe is closed only when the child has ended too"
+
+
+@pytest.mark.parametrize(("experiment", "overrides", "folder", "root"), [
+    ("quickstart", [], "runs/quickstart", "runs"),
+    ("dimba/small", ["seed=1"], "runs/dimba/small", "runs"),
+    ("experiments/dimba/small.yaml", [], "runs/dimba/small", "runs"),
+    ("other/own.yaml", [], "runs/mine", "runs"),
+    ("quickstart", ["name=b"], "runs/b", "runs"),
+    ("quickstart", ["name=b", "run=/x/y"], "/x/y", "/x"),
+    ("runs/b/config.yaml", [], "runs/b", "runs"),
+    ("broken.yaml", [], "runs/broken", "runs"),
+])
+def test_the_runs_folder_is_where_training_puts_it(tmp_path, monkeypatch, experiment, overrides, folder, root):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIFFUSION_LM_RUNS", raising=False)
+    for name, text in {"experiments/dimba/small.yaml": "seed: 1\n", "other/own.yaml": "name: mine\n",
+                       "experiments/quickstart.yaml": "{}\n", "broken.yaml": "a: [\n"}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert single_module.places(experiment, overrides) == (Path(folder), Path(root))
