@@ -106,5 +106,7 @@ def constraints(key: str, raw: Any, metrics: Iterable[str]) -> dict[str, dict[st
 
 
 def violation(bounds: Mapping[str, float], value: float) -> float:
-    """By how much `value` is outside `bounds`; 0 or less inside."""
-    return max(value - bounds.get("max", math.inf), bounds.get("min", -math.inf) - value)
+    """By what share of the bound `value` is outside `bounds`, 0 or less inside: samplers add up what is broken, and
+    bytes would drown all else."""
+    outside = {"max": lambda bound: value - bound, "min": lambda bound: bound - value}
+    return max(outside[name](bound) / (abs(bound) or 1) for name, bound in bounds.items())
