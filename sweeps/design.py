@@ -68,8 +68,9 @@ def suggest(config: StudyConfig, trial: "Trial") -> dict[str, Any]:
 
 
 def constraint_values(config: StudyConfig, result: Mapping[str, Any]) -> list[float]:
-    """For each of the study's constraints, in their order, by what share of the bound a trial's `result` breaks it, 0 or
-    less where it is kept. A number that the result does not have counts as broken by 1, since nobody can say that it is kept."""
+    """For each of the study's constraints, in their order, by what share of the bound a trial's `result` breaks it; 0
+    or less where it is kept. A number that the result does not have counts as broken by 1: nobody can say that it is
+    kept."""
     numbers = {**result, **result.get("metrics", {}), "parameters": result.get("parameters", {}).get("non_embedding")}
     found = []
     for name, bounds in config.constraints.items():
