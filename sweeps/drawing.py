@@ -43,6 +43,8 @@ class Picture:
         path = folder / f"{self.name}.png"
         with styled(), atomic_path(path) as temporary:
             self.figure.savefig(temporary, format="png", dpi=150, facecolor="white")
+        # What was laid out once stays so; to lay it out costs more than to draw it.
+        self.figure.set_layout_engine("none")
         return path
 
     def svg(self) -> str:

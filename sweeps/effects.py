@@ -78,7 +78,7 @@ class Point:
 def of_design(config: StudyConfig, comparison: Comparison) -> list[Effects]:
     """The effects in a factorial or fractional study, kind by kind; none where a kind has fewer than two factors with
     a choice: the table says it all then."""
-    if not designed(config):
+    if not config.factorial:
         return []
     found = []
     for kind in comparison.kinds:
@@ -87,11 +87,6 @@ def of_design(config: StudyConfig, comparison: Comparison) -> list[Effects]:
         if len(factors) > 1:
             found.append(_effects(kind, points, factors))
     return found
-
-
-def designed(config: StudyConfig) -> bool:
-    """Whether the trials are those of a design, factorial or fractional, and no sampler chose them."""
-    return config.factorial or getattr(getattr(config, "design", None), "name", None) == "fractional"
 
 
 def _points(config: StudyConfig, rows: Sequence[Row]) -> list[Point]:

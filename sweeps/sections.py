@@ -131,7 +131,7 @@ def _effect_lines(found: Effects) -> list[list[str]]:
 def _searches(report: Report) -> list[Section]:
     """History and importance, where a sampler chose."""
     config = report.folder.config
-    if effects.designed(config) or not config.space:
+    if config.factorial or not config.space:
         return []
     found = search.searches(config, report.records)
     rows = [[str(one.kind), name, f"{value:.3f}"] for one in found for name, value in one.importances.items()]

@@ -10,7 +10,9 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 LEVEL = 0.95
@@ -52,16 +54,15 @@ def estimate(values: Iterable[float], over: str = SEEDS) -> Estimate | None:
 
 def standard_error(values: Sequence[float]) -> float | None:
     """Of the mean of `values`; None for fewer than two."""
-    from scipy.stats import sem
-
-    return float(sem(values)) if len(values) > 1 else None
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
+@cache
 def quantile(freedom: float) -> float:
     """Standard errors in half of a 95 % interval, with `freedom` degrees of freedom."""
-    from scipy.stats import t
+    from scipy.special import stdtrit  # of scipy.stats, whose import takes a second, the quantile of t
 
-    return float(t.ppf((1 + LEVEL) / 2, freedom))
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 def paired(ours: Mapping[Any, float], theirs: Mapping[Any, float], over: str = SEEDS) -> Estimate | None:

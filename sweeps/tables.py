@@ -11,7 +11,7 @@ from rich.table import Table
 
 from diffusion_lm.evaluation.floor import ENTROPY_RATE, above_floor
 from diffusion_lm.kind import CACHE
-from sweeps import effects, pareto
+from sweeps import pareto
 from sweeps.comparison import Comparison, Row
 from sweeps.statistics import SEQUENCES
 from sweeps.study import StudyConfig
@@ -107,7 +107,7 @@ def _columns(config: StudyConfig, comparison: Comparison) -> list[Column]:
         ("parameters", lambda row: compact(row.parameters)),
         ("trials", lambda row: str(row.trials)),
     ]
-    if not effects.designed(config):
+    if not config.factorial:
         columns.append(("best of them", lambda row: values({key: value for key, value in row.params.items()
                                                             if key in config.space})))
     return columns

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion_lm.files import atomic_path
-from sweeps import effects, history, statistics
+from sweeps import history, statistics
 from sweeps.design import LONGEST_NAME
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def write_mean(folder: "StudyFolder", study: "Study", cell: str) -> None:
 
 def has_means(config: "StudyConfig") -> bool:
     """Whether the trials of a cell are replicates: several seeds, and no sampler that makes them different."""
-    return len(config.seeds) > 1 and effects.designed(config)
+    return len(config.seeds) > 1 and config.factorial
 
 
 def run_name(cell: str) -> str:

@@ -49,7 +49,7 @@ def table():
     return read
 
 
-def test_files_say_the_same(reported):
+def test_files_say_the_same_each_time(reported):
     with open(reported.path / "report.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 10 and [line["state"] for line in lines].count("fail") == 2
@@ -67,13 +67,10 @@ def test_files_say_the_same(reported):
     assert rows["exact"]["difference"] is None, "another kind than the baseline's"
     text = (reported.path / "report.md").read_text()
     assert "screen: n = 2 seeds, fewer than five" in text and "\\| two |" in text
-
-
-def test_a_second_report_writes_the_same(reported):
     names = ("report.md", "report.html", "report.csv", "report.json")
     first = [(reported.path / name).read_text() for name in names]
     report.show(reported)
-    assert [(reported.path / name).read_text() for name in names] == first
+    assert [(reported.path / name).read_text() for name in names] == first, "asked for again it is the same"
 
 
 def test_a_retried_trial_replaces_the_failed_one(write_study, trained, records_of, capsys):
@@ -113,7 +110,8 @@ def test_the_page_in_a_browser(reported, browser, table):
     rows = {line[0]: line for line in lines}
     for arm, values in BOUNDS.items():
         exact = " exact" if arm == "exact" else ""
-        assert rows[arm][bound] == f"{statistics.fmean(values):.3f}{exact}" and rows[arm][speed] == f"{SPEEDS[arm]:,.0f}"
+        assert rows[arm][bound] == f"{statistics.fmean(values):.3f}{exact}"
+        assert rows[arm][speed] == f"{SPEEDS[arm]:,.0f}"
     pairs = [ours - theirs for ours, theirs in zip(BOUNDS["mamba"], BOUNDS["transformer"])]
     middle, half = statistics.fmean(pairs), half_width(pairs)
     assert rows["mamba"][header.index("minus transformer [95 %]")] == (
@@ -125,13 +123,12 @@ def test_the_page_in_a_browser(reported, browser, table):
     assert not driver.find_elements("tag name", "img"), "what is in a sample is text"
     assert len(driver.find_elements("css selector", "figure svg")) == 5
     assert "screen: n = 2 seeds" in driver.find_element("tag name", "body").text
+    _sorting(driver, table)
     assert browser.errors() == []
 
 
-@pytest.mark.slow
-def test_a_click_sorts_inside_each_kind(reported, browser, table):
-    driver = browser.open((reported.path / "report.html").as_uri())
-
+def _sorting(driver, table):
+    """A click sorts inside each kind."""
     def click(name):
         for button in driver.find_elements("css selector", "section:first-of-type th button"):
             if button.text.removesuffix(" ▲").removesuffix(" ▼") == name:
@@ -144,5 +141,4 @@ def test_a_click_sorts_inside_each_kind(reported, browser, table):
     assert click("tokens/s") == ["mamba", "transformer", "hybrid", "exact"]
     assert click("tokens/s") == ["hybrid", "transformer", "mamba", "exact"]
     assert click("kind")[-1] == "exact" and click("kind")[0] == "exact", "a kind stays together"
-    last = table(driver, "The arms on corpus fake")[-1]
-    assert last[0] == "uniform (log V)" and browser.errors() == []
+    assert table(driver, "The arms on corpus fake")[-1][0] == "uniform (log V)", "references stay at the foot"
