@@ -1,8 +1,8 @@
 """A real SLURM cluster on this machine: munged, slurmctld and several slurmd on the loopback interface.
 
 It needs neither systemd nor cgroups nor root, lives in one directory and starts in about a second. Every daemon runs in
-the foreground as a child of this process, so stopping it stops exactly what it started. Debian and Ubuntu packages:
-slurmctld slurmd slurm-client munge.
+the foreground as a child of this process and dies with it, so stopping it stops exactly what it started. Debian and
+Ubuntu packages: slurmctld slurmd slurm-client munge.
 
 It can lose what real ones lose: a node with all that runs there (`fail`, `heal`), and SLURM itself, while jobs go on
 (`lose_slurm`, `find_slurm`). Partitions: `main`; `short`, two minutes at most; `preempt`, whose jobs are requeued
@@ -10,6 +10,7 @@ when `main` needs their nodes.
 """
 
 import contextlib
+import ctypes
 import getpass
 import os
 import random
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "sinfo", "scancel", "scontrol")
+PR_SET_PDEATHSIG = 1
 SEARCH = os.environ.get("PATH", "") + os.pathsep + os.pathsep.join(("/usr/sbin", "/sbin"))
 
 CONFIG = """
@@ -54,7 +56,8 @@ SlurmdParameters=config_overrides
 JobRequeue=1
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,sched_min_interval=0
-SlurmctldTimeout=10
+# How long a client asks a controller that does not answer.
+SlurmctldTimeout=1
 SlurmdTimeout=10
 KillWait=5
 MinJobAge=3600
@@ -172,7 +175,7 @@ class Cluster:
         with open(self.folder / "log" / f"{name}.out", "wb") as log:
             self.daemons[name] = subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=log,
                                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                                  start_new_session=True)
+                                                  start_new_session=True, preexec_fn=_die_with_us())
 
     def _stop(self, names: list[str]) -> None:
         for name in names:
@@ -224,6 +227,16 @@ class Cluster:
                 Path(os.readlink(link)).match(f"{self.folder}/log/{node}.log") for link in (process / "fd").iterdir())
         except OSError:
             return False
+
+
+def _die_with_us() -> Callable[[], None]:
+    """What a daemon does before it starts: ask Linux to kill it when this process dies, however that happens."""
+    libc = ctypes.CDLL(None)
+
+    def before_exec() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return before_exec
 
 
 def _environment(process: Path) -> set[str]:

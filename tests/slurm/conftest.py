@@ -53,7 +53,7 @@ def tiny(cluster, tmp_path_factory):
 
 @pytest.fixture
 def submit(cluster, tmp_path):
-    """Submits a script as a user would, from the project's folder, with more variables around it; returns the job's number."""
+    """Submits a script as a user would, from the project's folder, with `environment` set; returns the job's number."""
 
     def run(script, *arguments, options=(), **environment):
         wanted = {**cluster.environment, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **environment}
