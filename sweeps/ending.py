@@ -77,11 +77,11 @@ def death(claim: Claim) -> Ending | None:
     return Ending(NODE, "its worker died" + (f" ({claim.before})" if claim.before else ""))
 
 
-def note(claim: Claim, ending: Ending, life: int) -> None:
-    """Keep this end of the trial."""
+def note(claim: Claim, ending: Ending, life: int, node: str) -> None:
+    """Keep this end of the trial, of its worker on `node`."""
     reports = trial_files.reports(claim.folder)
     entry = {"class": ending.kind, "life": life, "reason": ending.reason[:LONGEST],
-             "step": reports[-1]["step"] if reports else None}
+             "step": reports[-1]["step"] if reports else None, "node": node}
     claim.trial.set_user_attr(FAILURES, [*claim.trial.user_attrs.get(FAILURES, ()), entry])
 
 
@@ -93,8 +93,9 @@ def verdict(claim: Claim, allowed: Mapping[str, int]) -> Ending | None:
         kind = failure["class"]
         if counts[kind] > allowed.get(kind, 0):
             often = "once" if counts[kind] == 1 else f"{counts[kind]} times"
-            return Ending(kind, f"{failure['reason']} ({kind}, {often}; restarts.{kind} is {allowed.get(kind, 0)}; "
-                                f"log: {claim.folder / trial_files.LOG})")
+            nodes = sorted({other["node"] for other in failures if other["class"] == kind})
+            return Ending(kind, f"{failure['reason']} ({kind}, {often} on {', '.join(nodes)}; restarts.{kind} is "
+                                f"{allowed.get(kind, 0)}; log: {claim.folder / trial_files.LOG})")
     return None
 
 

@@ -1,6 +1,5 @@
 """A worker: claims trials of a study, trains each in a child process, tells Optuna what came of it."""
 
-import socket
 from collections.abc import Sequence
 from signal import SIGINT, SIGUSR1
 
@@ -104,13 +103,13 @@ class Worker:
         if telling.finished(claim):  # it died between the end of training and telling Optuna
             return self._completed(claim)
         if found := ending.death(claim):
-            self.patiently(lambda: ending.note(claim, found, claim.life - 1))
+            self.patiently(lambda: ending.note(claim, found, claim.life - 1, (claim.before or self.claims.me).host))
         return self._given_up(claim)
 
     def _prepare(self, claim: Claim) -> bool:
         """Draw what is left to the sampler and write what the trial trains, unless an earlier life did."""
         params, seed = design.suggest(self.folder.config, claim.trial), claim.trial.user_attrs.get("seed")
-        where = {"node": slurm.node() or socket.gethostname(), "slurm_job": slurm.task(), "code": snapshot.current()}
+        where = {"node": self.claims.me.host, "slurm_job": slurm.task(), "code": snapshot.current()}
         for name, value in {"git": provenance.commit(), "machine": provenance.machine(), **where}.items():
             claim.trial.set_user_attr(name, value)
         if not (claim.folder / trial_files.CONFIG).is_file():
@@ -144,7 +143,7 @@ class Worker:
         if self.stop.signal is not None:
             return False
         found = watch.ending(code)
-        self.patiently(lambda: ending.note(claim, found, claim.life))
+        self.patiently(lambda: ending.note(claim, found, claim.life, self.claims.me.host))
         if self._given_up(claim):
             return True
         say(claim, f"{found.reason} ({found.kind}); starting it again")
@@ -175,7 +174,8 @@ class Worker:
         """Note that this life was told to stop, so that the next one does not take it for a death."""
         def write() -> None:
             if self.stop.signal is not SIGINT:
-                ending.note(claim, Ending(ending.TIME, f"stopped by {self.stop.signal.name}"), claim.life)
+                why = Ending(ending.TIME, f"stopped by {self.stop.signal.name}")
+                ending.note(claim, why, claim.life, self.claims.me.host)
             claim.trial.set_user_attr(ending.STOPPED, claim.life)
 
         self.patiently(write)
