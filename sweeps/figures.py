@@ -13,7 +13,7 @@ from sweeps.study import StudyConfig
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-LINE = 28  # pixels of height for each row
+LINE = 32  # pixels of height for each row
 
 
 def make(config: StudyConfig, comparisons: Sequence[Comparison]) -> dict[str, "Figure"]:
@@ -68,18 +68,19 @@ def _effect(config: StudyConfig, effect: effects.Effect, group: effects.Effects)
     points = Scatter(x=[level.mean for level in levels], y=[str(level.value) for level in levels], mode="lines+markers",
                      marker={"size": 10}, error_x=_bars([level.half_width for level in levels]),
                      text=[f"{level.trials} trials" for level in levels])
-    title = f"main effect of {effect.factor}: {effect.share:.0%} of the variation ({group.kind})"
+    kind = f" ({group.kind})" if str(group.kind) else ""
+    title = f"main effect of {effect.factor}: {effect.share:.0%} of the variation{kind}"
     return _figure([points], title, config.objective, len(levels))
 
 
 def _figure(traces: list, title: str, axis: str, rows: int) -> "Figure":
-    from plotly.graph_objects import Figure
+    from plotly.graph_objects import Figure, layout
 
-    figure = Figure(traces)
-    # A template of plotly's is 7 kB in every figure, and hides the dashboard's own (dark) one.
-    figure.update_layout(template={}, title=title, showlegend=len(traces) > 1, height=180 + LINE * rows,
-                         xaxis={"title": axis}, yaxis={"automargin": True, "type": "category"})
-    return figure
+    # Plotly's own template is 7 kB in every figure, and every figure is lines in the journal.
+    return Figure(traces, layout={"template": layout.Template(), "title": {"text": title, "font": {"size": 15}},
+                                  "showlegend": len(traces) > 1, "height": 220 + LINE * rows,
+                                  "xaxis": {"title": {"text": axis}, "zeroline": False},
+                                  "yaxis": {"automargin": True, "type": "category"}})
 
 
 def _bars(halves: list[float | None]) -> dict | None:

@@ -8,7 +8,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from diffusion_lm.experiment import load
-from diffusion_lm.training.events import LAYOUT, Events
+from diffusion_lm.training.events import Events
 from diffusion_lm.training.hparams import FILE, columns, flat_hparams
 
 
@@ -53,6 +53,7 @@ def test_a_key_that_does_not_apply_is_a_column_and_empty(table):
 def test_the_charts_of_the_page_custom_scalars(table):
     table({"seed": 0})
     (config,) = table.events.Tensors("custom_scalars__config__")
-    (category,) = layout_pb2.Layout.FromString(config.tensor_proto.string_val[0]).category
-    assert [chart.title for chart in category.chart] == list(LAYOUT["runs"])
-    assert category.chart[1].multiline.tag == ["val_cross_entropy_by_noise_level/.*"]
+    runs, levels = layout_pb2.Layout.FromString(config.tensor_proto.string_val[0]).category
+    assert runs.chart[0].multiline.tag == ["val/nll$"]
+    shown = {tag for chart in levels.chart for tag in chart.multiline.tag}
+    assert shown == {f"val_cross_entropy_by_noise_level/{band / 20:.2f}$" for band in range(1, 20, 2)}
