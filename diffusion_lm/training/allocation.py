@@ -46,8 +46,8 @@ def check(training: TrainingConfig) -> None:
                             f"--nodes={nodes} --ntasks-per-node={devices}, and start training by SLURM/train.sh")
     elif tasks != (nodes, devices) and (STEP in os.environ or nodes * devices > 1):
         raise UserError(f"training.devices x training.num_nodes: got {devices} x {nodes}, but this job has {tasks[1]} "
-                        f"tasks on each of {tasks[0]} nodes; leave both keys out (SLURM/train.sh sets them), or give "
-                        f"sbatch --nodes={nodes} --ntasks-per-node={devices}")
+                        f"task{'s' * (tasks[1] > 1)} on each of {tasks[0]} nodes; leave both keys out (SLURM/train.sh "
+                        f"sets them), or give sbatch --nodes={nodes} --ntasks-per-node={devices}")
 
 
 def speaks_for_step() -> bool:
