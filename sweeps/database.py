@@ -1,12 +1,16 @@
 """A study in PostgreSQL: the URL, the connection, and Optuna's storage without its cost per waiting trial."""
 
+import json
 import time
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy
+from optuna.distributions import distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
+from optuna.storages._rdb import models
 from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
@@ -94,9 +98,39 @@ class Database(_CachedStorage):
             if changed:
                 self._add_trials_to_cache(study_id, self._fetch(study_id, changed, max(newest, *changed)))
 
+    def add_all(self, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+        """Add these trials, all or none. Optuna's own way asks the server some twenty times for each."""
+        with self._backend.scoped_session() as session, session.begin():
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            first = session.query(TrialModel).filter(TrialModel.study_id == study_id).count()
+            rows = [TrialModel(study_id=study_id, number=number, state=trial.state, datetime_start=trial.datetime_start,
+                               datetime_complete=trial.datetime_complete) for number, trial in enumerate(trials, first)]
+            session.add_all(rows)
+            session.flush()  # from here on they have ids
+            session.add_all(part for row, trial in zip(rows, trials) for part in _parts(row.trial_id, trial))
+
     def _fetch(self, study_id: int, ids: set[int], newest: int) -> list[FrozenTrial]:
         """These trials; the whole study is read where they are many."""
         return self._backend._get_trials(study_id, None, ids, newest if len(ids) < MANY else -1)
+
+
+def _parts(trial_id: int, trial: FrozenTrial) -> Iterator[models.BaseModel]:
+    """The rows of the other tables that make up a trial."""
+    for key, value in trial.user_attrs.items():
+        yield models.TrialUserAttributeModel(trial_id=trial_id, key=key, value_json=json.dumps(value))
+    for key, value in trial.system_attrs.items():
+        yield models.TrialSystemAttributeModel(trial_id=trial_id, key=key, value_json=json.dumps(value))
+    for name, kind in trial.distributions.items():
+        value = kind.to_internal_repr(trial.params[name])
+        yield models.TrialParamModel(trial_id=trial_id, param_name=name, param_value=value,
+                                     distribution_json=distribution_to_json(kind))
+    for objective, value in enumerate(trial.values or ()):
+        stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+        yield models.TrialValueModel(trial_id=trial_id, objective=objective, value=stored, value_type=kind)
+    for step, value in trial.intermediate_values.items():
+        stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+        yield models.TrialIntermediateValueModel(trial_id=trial_id, step=step, intermediate_value=stored,
+                                                 intermediate_value_type=kind)
 
 
 def _patient(dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:

@@ -108,11 +108,10 @@ def _case(kind: str, where: str, size: int, root: Path) -> Case:
         storage.settle(folder, url)
         known = storage.create(folder)
     rows = design.rows(config)
-    for row in rows[: size // 2]:
-        known.add_trial(_finished(config, row))
+    trials = [_finished(config, row) for row in rows[: size // 2]]
     if config.factorial:
-        for row in rows[size // 2:]:
-            known.enqueue_trial(dict(row.params), user_attrs=row.attributes())
+        trials += [storage.waiting(row.params, row.attributes()) for row in rows[size // 2:]]
+    storage.add(known, trials)
     return Case(kind, where, size, Claims(folder, known, Owner.current()))
 
 

@@ -66,9 +66,7 @@ def enqueue(study: optuna.Study, rows: list[design.Row]) -> None:
     Rows are known by their index, so a planner that died half-way is completed by the next one.
     """
     known = {trial.user_attrs.get("row") for trial in study.get_trials(deepcopy=False)}
-    for row in rows:
-        if row.index not in known:
-            study.enqueue_trial(dict(row.params), user_attrs=row.attributes())
+    storage.add(study, [storage.waiting(row.params, row.attributes()) for row in rows if row.index not in known])
 
 
 def refuse_changes(folder: StudyFolder) -> None:

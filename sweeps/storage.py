@@ -7,9 +7,12 @@ study's own file ``storage`` says it, so that no later command has to; a study w
 import os
 import shlex
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
+from optuna.trial import FrozenTrial, TrialState
 
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_text
@@ -91,10 +94,25 @@ def load(folder: StudyFolder) -> optuna.Study:
 def of_url(url: str, name: str) -> optuna.Study:
     """The study `name` in the database at `url`, to be read. Raises `UserError`."""
     if _normal(url) == JOURNAL or name not in _names(url):
-        raise UserError(f"storage: there is no study '{name}' in {url}; expected a database that has it")
+        raise UserError(f"warm_start: there is no study '{name}' in {url}; expected a database that has it")
     from sweeps import database
 
     return optuna.load_study(storage=database.connect(database.parse(url)), study_name=name)
+
+
+def add(study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+    """Add trials, thousands of them in seconds. The caller holds the study's lock."""
+    add_all = getattr(study._storage, "add_all", None)
+    if add_all is None:
+        study.add_trials(trials)
+    elif trials:
+        add_all(study._study_id, trials)
+
+
+def waiting(params: Mapping[str, Any], attributes: Mapping[str, Any]) -> FrozenTrial:
+    """What `enqueue_trial` adds: a trial that waits, with some of its parameters fixed."""
+    return optuna.trial.create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(params)},
+                                     user_attrs=dict(attributes))
 
 
 def _open(folder: StudyFolder) -> BaseStorage:

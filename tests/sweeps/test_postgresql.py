@@ -138,3 +138,28 @@ def test_only_changed_trials_are_read_again(postgresql, monkeypatch):
     other.enqueue_trial({"x": 6})
     assert len(mine.trials) == 7 and other.best_value == 2.0
     assert other.trials == mine.trials
+
+
+def test_many_trials_are_added_as_optuna_adds_one(postgresql):
+    url = database.parse(postgresql.url())
+    study = optuna.create_study(storage=database.connect(url), study_name="s", directions=["minimize", "maximize"])
+    choices = optuna.distributions.CategoricalDistribution(("a", "b"))
+    numbers = optuna.distributions.FloatDistribution(0, 1)
+    trials = [storage.waiting({"x": 1}, {"row": 0, "cell": "a"}),
+              optuna.trial.create_trial(params={"c": "b", "x": 0.5}, distributions={"c": choices, "x": numbers},
+                                        values=[1.0, float("inf")], user_attrs={"note": [1, None]},
+                                        intermediate_values={1: 0.5, 2: float("nan")})]
+    study.enqueue_trial({"x": 1}, user_attrs={"row": 0, "cell": "a"})
+    study.add_trial(trials[1])
+    storage.add(study, trials)
+    found = storage_of(url).get_all_trials(study._study_id)
+    for one, many in zip(found[:2], found[2:]):
+        assert many.number == one.number + 2
+        for name in ("state", "values", "params", "distributions", "user_attrs", "system_attrs", "datetime_start"):
+            assert getattr(one, name) == getattr(many, name), name
+        assert str(one.intermediate_values) == str(many.intermediate_values)
+    assert study.ask().number == 0 and study.ask().number == 2
+
+
+def storage_of(url):
+    return optuna.storages.RDBStorage(url.render_as_string())
