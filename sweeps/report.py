@@ -12,7 +12,7 @@ import optuna
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_json, write_text
 from diffusion_lm.kind import Kind
-from sweeps import comparison, dashboard, history, sections, storage, tables, tensorboard
+from sweeps import comparison, dashboard, history, room, sections, storage, tables, tensorboard
 from sweeps.folder import StudyFolder
 from sweeps.history import TrialRecord
 from sweeps.sections import Report, Section
@@ -38,11 +38,12 @@ def show(folder: StudyFolder, as_json: bool = False) -> None:
 
 
 def close(folder: StudyFolder) -> None:
-    """After a worker's last trial: the report if the study is over, else who is still at work."""
+    """After a worker's last trial: the report if the study is over or its budget used up, else who is still at work."""
     study = storage.load(folder)
     states = [record.state for record in history.records(folder, study)]
     open_trials = sum(state in ("running", "waiting") for state in states) + folder.config.size - len(states)
-    if open_trials:
+    ended = "running" not in states and room.over_budget(folder, study)
+    if open_trials and not ended:
         print(f"{folder.config.name}: {open_trials} of {folder.config.size} trials are not over; see "
               f"`python -m sweeps status {shlex.quote(str(folder.definition))}{_root(folder)}`", flush=True)
         return

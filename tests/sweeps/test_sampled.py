@@ -21,3 +21,11 @@ def test_a_sampled_study_to_the_end_of_its_budget_and_on_with_a_larger_one(write
     assert codes == [0, 0] and 5 <= len(records) <= 6, "two workers may begin at the same moment"
     assert {record.state for record in records} == {"complete"}
     assert all(("width" in record.trial.params) == (record.cell == "b") for record in records)
+
+
+def test_the_report_is_written_when_the_budget_has_ended_a_design(write_study, work):
+    path = write_study(arms={"a": {}, "b": {"denoiser": "mamba"}}, overrides={"steps": 1}, budget={"trials": 1})
+    codes, output = work(path, 1, "report")
+    assert codes == [0] and "trials are not over; see" not in output
+    report = (path.parent / "runs/s/report.md").read_text()
+    assert "1 of 2 trials are not over: this is not the final table." in report
