@@ -37,12 +37,12 @@ def rows(config: StudyConfig) -> list[Row]:
     In a sampled study its known points come first, each with every arm (unless it names one) and every seed; then arms
     and seeds take turns, so that each arm gets the same number of trials.
     """
-    seeds, arms = config.seeds or (None,), _arms(config)
+    seeds, arms, factorial = config.seeds or (None,), _arms(config), config.factorial
     known = [(seed, {**arm, **point}) for point in config.points for seed in seeds
              for arm in ([{}] if ARM in point else arms)]
     pairs = list(product(seeds, fixed_cells(config)))
     turns = islice((pair for _ in iter(int, 1) for pair in pairs), max(0, config.size - len(known)))
-    return [Row(index, params, _cell_name(config, params), seed)
+    return [Row(index, params, _cell_name(config, params, factorial), seed)
             for index, (seed, params) in enumerate([*known[: config.size], *turns])]
 
 
@@ -79,9 +79,9 @@ def constraint_values(config: StudyConfig, result: Mapping[str, Any]) -> list[fl
     return found
 
 
-def _cell_name(config: StudyConfig, params: Mapping[str, Any]) -> str:
+def _cell_name(config: StudyConfig, params: Mapping[str, Any], factorial: bool) -> str:
     """The arm's name, then ``key=value`` for each choice of a design; the experiment's own name if there is neither."""
-    chosen = params.items() if config.factorial else ()
+    chosen = params.items() if factorial else ()
     choices = [f"{key.rpartition('.')[2]}={value}" for key, value in chosen if key != ARM]
     arm = [params[ARM]] if ARM in params else []
     return ",".join(arm + choices) or config.experiment.rpartition("/")[2].removesuffix(".yaml")
