@@ -41,6 +41,9 @@ def test_squeue_tells_which_tasks_are_there(cluster, submit, monkeypatch):
     cluster.run("scancel", f"{job}_0")
     cluster.until(lambda: f"{job}_0" not in slurm.tasks(cluster.user), 20)
     assert f"{job}_1" in slurm.tasks(cluster.user)
+    left, limit = slurm.time_left(f"{job}_1")
+    assert limit == 600 and 500 < left <= limit, "the partition's ten minutes"
     cluster.run("scancel", job)
     monkeypatch.setenv("SLURM_CONF", "/nonexistent")
     assert slurm.tasks(cluster.user) is None, "a SLURM that does not answer says nothing about any job"
+    assert slurm.time_left(f"{job}_1") is None

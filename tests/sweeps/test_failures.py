@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from sweeps import oom
+from sweeps import launch, oom
 
 
 def lives(record):
@@ -89,6 +89,17 @@ def test_ctrl_c_is_no_failure(write_study, start, work, records_of, folder_of, e
     assert record.state == "complete" and record.note("failures") is None and len(lives(record)) == 2
 
 
+def test_constraints_are_told_with_the_values(write_study, work, records_of):
+    """The stand-in has 20,000 parameters beside its embeddings, and speeds of 1,250 and 1,500 tokens/s."""
+    speed = "throughput/tokens_per_second"
+    path = write_study(space={"width": [32, 64]}, overrides={"steps": 1},
+                       constraints={"parameters": {"max": 15000}, speed: {"min": 1400}})
+    assert work(path)[0] == [0]
+    small, large = (record.trial.constraints for record in records_of(path))
+    assert small == pytest.approx({"parameters": 5000 / 15000, speed: 150 / 1400}), "broken where above 0"
+    assert large == pytest.approx({"parameters": 5000 / 15000, speed: -100 / 1400})
+
+
 def test_the_trial_says_what_it_is_and_where_it_runs(write_study, work, records_of):
     path = write_study(arms={"a": {}}, space={"width": [32]}, seeds=[3])
     work(path)
@@ -112,3 +123,9 @@ def test_what_the_kernel_killed_for_memory(tmp_path, line, place, text, count):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text(text)
     assert oom.kills(tmp_path, tmp_path / "cgroup") == count
+
+
+def test_what_dies_with_its_worker():
+    """Of an srun that is killed the tasks train on; told to end it takes them along."""
+    assert launch.deadly(["/usr/bin/python", "-m", "diffusion_lm"]) == signal.SIGKILL
+    assert launch.deadly(["/usr/bin/srun", "--ntasks=2", "python"]) == signal.SIGTERM
