@@ -41,23 +41,27 @@ class Picture:
     def write_png(self, folder: Path) -> Path:
         """``NAME.png`` in `folder`."""
         path = folder / f"{self.name}.png"
-        with styled(), atomic_path(path) as temporary:
-            self.figure.savefig(temporary, format="png", dpi=150, facecolor="white")
-        # What was laid out once stays so; to lay it out costs more than to draw it.
-        self.figure.set_layout_engine("none")
+        with atomic_path(path) as temporary:
+            self._save(temporary, format="png", dpi=150, facecolor="white")
         return path
 
     def svg(self) -> str:
         """For a page: the same text for the same figure, without a background, in the page's colour of text."""
         out = io.StringIO()
-        with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
-            self.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        with matplotlib.rc_context({"svg.hashsalt": self.name}):
+            self._save(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         text = out.getvalue()
         text = text[text.index("<svg"):]
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         known = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
         text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in known else "", text)
         return text.replace(INK, "currentColor")
+
+    def _save(self, place: Any, **keywords: Any) -> None:
+        with styled():
+            self.figure.savefig(place, **keywords)
+        # What was laid out once stays so: the picture is the same in every file, and laying out is most of the work.
+        self.figure.set_layout_engine("none")
 
 
 def styled() -> AbstractContextManager[None]:
