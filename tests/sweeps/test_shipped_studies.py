@@ -118,6 +118,6 @@ def test_every_cell_builds_and_has_the_size_and_the_cost_of_the_header(path):
     assert float(cost) == pytest.approx(flops, rel=0.01)
     if path.parent.name == "paper":
         hours = float(re.search(r"([\d,.]+) H100 hours", said["Cost"])[1].replace(",", ""))
-        assert hours == pytest.approx(flops / (PEAK * SHARE) / 3600, rel=0.01)
+        assert hours == pytest.approx(flops / (PEAK * SHARE) / 3600, abs=0.5)
     else:
         assert re.search(r"\d+ minutes of one CPU core", said["Cost"])
