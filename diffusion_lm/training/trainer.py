@@ -68,9 +68,8 @@ def quiet() -> Iterator[None]:
 def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, resumed_at: int) -> lightning.Trainer:
     training = config.training
     tokens_per_step = training.batch_size * config.data.length
-    accumulate = accumulation_steps(
-        training.batch_size, training.rows_per_pass(), training.devices * training.num_nodes
-    )
+    world = training.devices * training.num_nodes
+    accumulate = accumulation_steps(training.batch_size, training.rows_per_pass(), world)
     average = [Average(training.ema_decay, training.ema_decays)] if training.ema_decay else []
     interactive = sys.stderr.isatty()
     return lightning.Trainer(
