@@ -82,3 +82,21 @@ def test_a_folder_that_was_moved_is_found_by_its_path(first, write_study, folder
     folder = folder_of(write_study("second", **keys, arms=ARMS))
     assert len(planner.plan(folder, experiments).trials) == 5
     assert storage.load(folder).trials[0].user_attrs["from"] == f"{tmp_path}/kept 0"
+
+
+def test_a_study_in_a_database_is_found_by_its_url(postgresql, write_study, folder_of, experiments, monkeypatch):
+    url = postgresql.url()
+    monkeypatch.setenv("SWEEPS_STORAGE", url)
+    source = planner.plan(folder_of(write_study("elsewhere", trials=4, space=SPACE)), experiments)
+    source.enqueue_trial({"lr": 0.004, "width": 64})
+    trial = source.ask()
+    source.tell(trial, design.suggest(folder_of(write_study("elsewhere", trials=4, space=SPACE)).config, trial)["lr"])
+    monkeypatch.delenv("SWEEPS_STORAGE")
+    keys = {**LATER, "warm_start": {"study": "elsewhere", "storage": url}}
+    folder = folder_of(write_study("second", **keys))
+    assert [(trial.value, trial.params) for trial in planner.plan(folder, experiments).trials] == [
+        (0.004, {"lr": 0.004, "width": 64})]
+    assert ("warm_start: 'elsewhere' is known by its database alone: that it was trained on the same corpus and "
+            "experiment was not checked") in facts.lines(folder, experiments)
+    wrong = folder_of(write_study("third", **{**keys, "warm_start": {"study": "nowhere", "storage": url}}))
+    assert refusal(wrong, experiments).startswith("warm_start: there is no study 'nowhere' in postgresql")
