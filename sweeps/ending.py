@@ -71,8 +71,14 @@ class Watch:
 
 
 def death(claim: Claim) -> Ending | None:
-    """How the trial's earlier life ended, if nobody noted it: its worker died."""
-    if claim.life == 0 or claim.trial.user_attrs.get(STOPPED) == claim.life - 1:
+    """How the trial's earlier life ended, if nobody noted it: its worker died.
+
+    Where training stopped by itself just before, SLURM had told only the tasks of the step that the job would end: that
+    is noted already, as time.
+    """
+    attributes, life = claim.trial.user_attrs, claim.life - 1
+    last = (attributes.get(FAILURES) or [{}])[-1]
+    if life < 0 or attributes.get(STOPPED) == life or (last.get("life"), last.get("class")) == (life, TIME):
         return None
     return Ending(NODE, "its worker died" + (f" ({claim.before})" if claim.before else ""))
 

@@ -3,10 +3,11 @@
 import json
 import signal
 import socket
+from types import SimpleNamespace
 
 import pytest
 
-from sweeps import launch, oom
+from sweeps import ending, launch, oom
 
 
 def lives(record):
@@ -123,6 +124,58 @@ def test_what_the_kernel_killed_for_memory(tmp_path, line, place, text, count):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text(text)
     assert oom.kills(tmp_path, tmp_path / "cgroup") == count
+
+
+@pytest.mark.parametrize(
+    ("code", "added", "killed", "kind"),
+    [
+        (-9, "", 1, "out_of_memory"),
+        (-9, "", 0, "node"),
+        (137, "", 0, "node"),  # as srun says it
+        (-9, "", None, "node"),
+        (1, "", 1, "code"),
+        (-11, "", 1, "code"),
+        (137, "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the tasks have\n", 0, "out_of_memory"),
+        (143, "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT noon DUE TO NODE FAILURE ***\n", 0, "node"),
+        (143, "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT noon DUE TO TIME LIMIT ***\n", 0, "time"),
+        (0, "", 0, "code"),  # without a result
+    ],
+)
+def test_what_the_kernel_and_slurm_say(tmp_path, monkeypatch, code, added, killed, kind):
+    log, counts = tmp_path / "train.log", iter([3, None if killed is None else 3 + killed])
+    log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=6.0.\n")  # of an earlier life
+    (tmp_path / "failure.json").write_text('{"class": "disk", "message": "of an earlier life"}')
+    monkeypatch.setattr(oom, "kills", lambda: next(counts))
+    watch = ending.Watch(tmp_path)
+    with open(log, "a") as file:
+        file.write(added + "the end\n")
+    found = watch.ending(code)
+    assert found.kind == kind and found.reason.endswith(": the end")
+
+
+def test_a_disk_that_training_could_not_even_complain_on(tmp_path):
+    watch = ending.Watch(tmp_path)
+    assert watch.ending(1).kind == "code"
+    tmp_path.rmdir()
+    assert watch.ending(1).kind == "disk"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "died"),
+    [
+        ({}, True),
+        ({"stopped": 1}, False),
+        ({"stopped": 0}, True),
+        ({"failures": [{"life": 1, "class": "time"}]}, False),  # pre-empted: only training was told
+        ({"failures": [{"life": 0, "class": "time"}]}, True),
+        ({"failures": [{"life": 1, "class": "time"}, {"life": 1, "class": "code"}]}, True),
+    ],
+)
+def test_which_lives_ended_by_the_death_of_their_worker(attributes, died):
+    """Of a trial in its third life, numbered 2."""
+    claim = SimpleNamespace(life=2, trial=SimpleNamespace(user_attrs=attributes), before="n1:42 job 7_0")
+    assert ending.death(claim) == (ending.Ending("node", "its worker died (n1:42 job 7_0)") if died else None)
+    assert ending.death(SimpleNamespace(life=0, trial=SimpleNamespace(user_attrs={}), before=None)) is None
 
 
 def test_what_dies_with_its_worker():
