@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import optuna
@@ -60,7 +60,7 @@ class Claims:
                 if self.owner(trial.number)[0] is None and self._take(trial.number, 0):
                     return self._attach(trial, 0)
             while allowed() and (waiting := self._waiting(trials)):
-                self.study.sampler = optuna_parts.sampler(self.folder.config, waiting[0].number)
+                self._use_sampler(waiting[0].number)
                 trial = self.study.ask()
                 if self._take(trial.number, 0):
                     return self._claim(trial, 0)
@@ -89,9 +89,21 @@ class Claims:
         """Trials that wait; in a sampled study with room, one is put there. The caller holds the lock."""
         waiting, planned = _in(trials, TrialState.WAITING), _planned(trials)
         if not waiting and planned < self.folder.config.size:
-            planner.enqueue(self.study, design.rows(self.folder.config)[: planned + 1])
+            planner.enqueue(self.study, self._rows[: planned + 1])
             waiting = self._trials(TrialState.WAITING)
         return waiting
+
+    @cached_property
+    def _rows(self) -> list[design.Row]:
+        return design.rows(self.folder.config)
+
+    def _use_sampler(self, number: int) -> None:
+        """The sampler for trial `number`, with what the one before it knows of the parameters that all trials share:
+        Optuna works that out trial by trial, and would begin at the first one again.
+        """
+        before, self.study.sampler = self.study.sampler, optuna_parts.sampler(self.folder.config, number)
+        if hasattr(before, "_search_space") and type(before) is type(self.study.sampler):
+            self.study.sampler._search_space = before._search_space
 
     def _trials(self, state: TrialState) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False, states=(state,))
@@ -134,7 +146,7 @@ class Claims:
 
     def _attach(self, trial: FrozenTrial, life: int, before: Owner | None = None) -> Claim:
         """Continue a running trial of another process under its own number."""
-        self.study.sampler = optuna_parts.sampler(self.folder.config, trial.number)
+        self._use_sampler(trial.number)
         return self._claim(optuna.trial.Trial(self.study, trial._trial_id), life, before)
 
     def _claim(self, trial: optuna.Trial, life: int, before: Owner | None = None) -> Claim:
