@@ -147,8 +147,10 @@ def _against_baseline(config: StudyConfig, row: Row, rows: list[Row]) -> Row:
 
 
 def _is_baseline(config: StudyConfig, row: Row, other: Row) -> bool:
-    same_choices = config.factorial and other.params == {**row.params, ARM: config.baseline}
-    return other.cell == config.baseline or same_choices
+    # Choices that the baseline does not have (`when:`) leave each of the arm's cells one to be compared with.
+    same_choices = all(row.params.get(key) == value for key, value in other.params.items() if key != ARM)
+    of_baseline = config.factorial and other.params.get(ARM) == config.baseline and row.params.get(ARM) is not None
+    return other.cell == config.baseline or (of_baseline and same_choices)
 
 
 def _values(metric: str, records: list[TrialRecord]) -> list[float]:

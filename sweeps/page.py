@@ -32,7 +32,8 @@ th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-vis
 th[aria-sort=ascending] button::after { content: " ▲"; } th[aria-sort=descending] button::after { content: " ▼"; }
 tbody + tbody tr:first-child td { border-top: 2px solid var(--ink); } tfoot { opacity: .7; }
 tbody tr:hover { background: var(--soft); }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { font-size: 13px; opacity: .75; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(40rem, 100%), 1fr)); gap: 0 2rem; }
+figure { margin: 1.2rem 0; } figure svg { max-width: 100%; height: auto; } figcaption { font-size: 13px; opacity: .75; }
 pre { background: var(--soft); padding: .8rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #f3f4f6; --line: #bbb; }
   body { max-width: none; padding: 0; font-size: 10px; } table { font-size: 8px; } nav { display: none; }
@@ -116,7 +117,8 @@ def _section(place: str, section: Section) -> str:
     parts += ["<p>" + COMMAND.sub(r"<code>\1</code>", escape(said)) + "</p>" for said in section.paragraphs]
     if section.table is not None:
         parts.append(_table(section.table, section.groups))
-    parts += [_figure(picture) for picture in section.pictures]
+    if section.pictures:
+        parts.append('<div class="plots">' + "\n".join(map(_figure, section.pictures)) + "</div>")
     if section.text:
         parts.append(f"<pre>{escape(section.text)}</pre>")
     return "\n".join([*parts, "</section>"])

@@ -48,7 +48,7 @@ class Text:
 
 def console() -> Console:
     """A console that does not break tables at 80 columns where there is no terminal: in a SLURM log or a pipe."""
-    return Console(width=None if sys.stdout.isatty() else 180, highlight=False, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 240, highlight=False, soft_wrap=False)
 
 
 def number(value: float | None, digits: int = 0) -> str:

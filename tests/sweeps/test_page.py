@@ -4,10 +4,11 @@ import csv
 import json
 import math
 import statistics
+from types import SimpleNamespace
 
 import pytest
 
-from sweeps import report
+from sweeps import report, sections
 
 EVIL = 'one <script>document.title = "owned"</script> & <img src=x onerror=alert(1)> | two'
 BOUNDS = {"transformer": [2.31, 2.35], "mamba": [2.11, 2.19], "hybrid": [2.02, 2.20], "exact": [1.5, 1.7]}
@@ -142,3 +143,21 @@ def _sorting(driver, table):
     assert click("tokens/s") == ["hybrid", "transformer", "mamba", "exact"]
     assert click("kind")[-1] == "exact" and click("kind")[0] == "exact", "a kind stays together"
     assert table(driver, "The arms on corpus fake")[-1][0] == "uniform (log V)", "references stay at the foot"
+
+
+def test_every_end_of_a_life_is_listed():
+    """A trial that went on after a lost node, one that failed for good after two lives, one that was pruned."""
+    def record(number, state, **notes):
+        return SimpleNamespace(number=number, state=state, cell="a", seed=number, note={"node": "n1", **notes}.get)
+
+    lost = {"class": "node", "life": 0, "reason": "killed by signal 9", "step": 20}
+    records = [record(0, "complete", failures=[lost], retry_of=None),
+               record(1, "fail", failures=[{**lost, "node": "n7"}, {"class": "code", "life": 1, "reason": "exit 1"}],
+                      failure="code", reason="code, 1 times: exit status 1"),
+               record(2, "pruned", reason="a file STOP in its folder")]
+    found = sections._failures(sections.Report(None, records, []))
+    assert [line[:1] + line[3:] for line in found.table.rows] == [
+        ["0", "node", "0", "n1", "went on", "killed by signal 9"],
+        ["1", "node", "0", "n7", "went on", "killed by signal 9"],
+        ["1", "code", "1", "n1", "fail", "code, 1 times: exit status 1"],
+        ["2", "–", "–", "n1", "pruned", "a file STOP in its folder"]]

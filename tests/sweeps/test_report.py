@@ -193,3 +193,17 @@ def test_bounds_on_a_known_source_are_distances_from_its_entropy_rate(config, tr
     assert tables.terminal(text).row_count == 4 and len({len(line) for line in [header, *lines]}) == 1
     found = comparison.to_json(config, [table], [])["corpora"][0]
     assert (found["corpus"]["entropy_rate"], found["rows"][0]["above_entropy_rate"]) == (1.25, 1.75)
+
+
+def test_in_a_design_the_baseline_is_the_cell_with_the_same_choices(write_study, trained, records_of):
+    """A choice that only the other arm has is compared with the one cell of the baseline that shares the rest."""
+    bounds = {("transformer", 0.001, None): 3.0, ("transformer", 0.002, None): 4.0, ("mamba", 0.001, 32): 2.0,
+              ("mamba", 0.001, 64): 2.5, ("mamba", 0.002, 32): 2.0, ("mamba", 0.002, 64): 1.0}
+    path = write_study(arms={"transformer": {}, "mamba": {}}, baseline="transformer", space={
+        "lr": [0.001, 0.002], "width": {"choices": [32, 64], "when": {"arm": "mamba"}}})
+    folder = trained(path, lambda params, seed: {
+        "val/nll": bounds[params["arm"], params["lr"], params.get("width")]})
+    (table,) = comparison.compare(folder.config, records_of(path))
+    assert {row.cell: row.difference for row in table.rows} == {
+        "transformer,lr=0.001": None, "transformer,lr=0.002": None, "mamba,lr=0.001,width=32": -1.0,
+        "mamba,lr=0.001,width=64": -0.5, "mamba,lr=0.002,width=32": -2.0, "mamba,lr=0.002,width=64": -3.0}
