@@ -85,6 +85,7 @@ class ExperimentConfig:
         if self.schedule == "auto":
             self.schedule = config_class("schedules", objective.default_schedule)()
         _check_pairings(self)
+        _check_drawn(self)
         if self.block_size:
             check_blocks(self)
         build(self.times).check(self.training.batch_size * (self.data.length // (self.block_size or self.data.length)))
@@ -127,16 +128,20 @@ def _check_pairings(config: ExperimentConfig) -> None:
         )
     if objective.causal:
         _check_causal(config)
-    if config.evaluation.samples and config.sampler.guidance and not config.evaluation.prompt:
-        raise ValueError(
-            f"sampler.guidance: got {config.sampler.guidance}, but the {config.evaluation.samples} texts of "
-            "evaluation.samples have no prompt to be guided by; set evaluation.prompt, for example to 0.5"
-        )
     config.model.check_readout(objective.readout)
     if config.model.self_conditioning and part_class(config.process).discrete:
         raise ValueError(
             f"model.self_conditioning: got {config.model.self_conditioning} with process '{process}', whose states "
             "are ids; expected 0, or a process of embedded tokens (objective=gaussian)"
+        )
+
+
+def _check_drawn(config: ExperimentConfig) -> None:
+    """Refuse guidance of texts that have no prompt."""
+    if config.evaluation.samples and config.sampler.guidance and not config.evaluation.prompt:
+        raise ValueError(
+            f"sampler.guidance: got {config.sampler.guidance}, but the {config.evaluation.samples} texts of "
+            "evaluation.samples have no prompt to be guided by; set evaluation.prompt, for example to 0.5"
         )
 
 

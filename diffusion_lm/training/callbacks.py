@@ -157,7 +157,7 @@ class Generated(Callback):
     """Reports, with the last validation, what drawn texts come to. Stands where `Samples` does, and for its reason."""
 
     def on_validation_epoch_end(self, trainer: Trainer, module: DiffusionModule) -> None:
-        if trainer.global_step < trainer.max_steps:
+        if trainer.global_step < trainer.max_steps or not module.config.evaluation.samples:
             return
         for name, value in generated(module.model, module.config).items():
             module.log(name, value, rank_zero_only=True, logger=False)

@@ -95,8 +95,7 @@ def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, r
         callbacks=[
             Grace(),
             Throughput(tokens_per_step),
-            Samples(run, training.samples),
-            *([Generated()] if config.evaluation.samples else []),
+            *(Samples(run, training.samples), Generated()),
             *average,
             *([ClipSearch()] if part_class(config.times).searches else []),
             Scalars(training.log_every),
