@@ -13,7 +13,7 @@ from sweeps.study import StudyConfig
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-LINE = 32  # pixels of height for each row
+LINE, CARD = 32, 420  # pixels: of height for each row; of the place that the dashboard keeps for a plot
 
 
 def make(config: StudyConfig, comparisons: Sequence[Comparison]) -> dict[str, "Figure"]:
@@ -78,7 +78,7 @@ def _figure(traces: list, title: str, axis: str, rows: int) -> "Figure":
 
     # Plotly's own template is 7 kB in every figure, and every figure is lines in the journal.
     return Figure(traces, layout={"template": layout.Template(), "title": {"text": title, "font": {"size": 15}},
-                                  "showlegend": len(traces) > 1, "height": 220 + LINE * rows,
+                                  "showlegend": len(traces) > 1, "height": max(CARD, 220 + LINE * rows),
                                   "xaxis": {"title": {"text": axis}, "zeroline": False},
                                   "yaxis": {"automargin": True, "type": "category"}})
 
