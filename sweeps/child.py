@@ -33,9 +33,10 @@ class Stop:
         self.insisted = False
 
     def install(self) -> None:
-        """Catch the signals from now on."""
+        """Catch the signals from now on, and what `hold` kept."""
         for number in self.SIGNALS:
             signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # Two Ctrl-C are a person who does not want to wait; SLURM sends several signals and means one.
@@ -43,6 +44,12 @@ class Stop:
         self.signal = self.signal or signal.Signals(number)
         if self.then is not None:
             self.then()
+
+
+def hold() -> None:
+    """Keep USR1 until `Stop.install`, also over an exec: it ends a process that does not catch it, and a job whose time
+    limit is hardly longer than its warning gets it while Python still imports."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
 
 
 class Child:

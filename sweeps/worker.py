@@ -20,6 +20,7 @@ from sweeps.patience import FAULTS, Patience, what
 from sweeps.progress import Progress, say
 
 POLL = 0.5  # seconds between two looks at the child
+IDLE_LIVES = 3  # how often a job that is stopped before it begins goes back into the queue
 DISK_PAUSE = 60.0  # seconds before training is started again on a disk that was full
 
 
@@ -51,8 +52,19 @@ class Worker:
             return children.CTRL_C
         if self.stop.signal is None and not self.out_of_time:
             return children.CRASHED if self.failed else children.FINISHED
+        return self._later()
+
+    def _later(self) -> int:
+        """Have SLURM start this job once more, where there is more to do. Returns the exit code."""
         task = slurm.task()
-        if (self.stop.signal is SIGUSR1 or self.out_of_time) and task is not None and not slurm.requeue(task):
+        if task is None or not (self.stop.signal is SIGUSR1 or self.out_of_time):
+            return children.INTERRUPTED
+        if not self.begun:
+            print(f"job {task} was told to stop before it began a trial: ask for more time (sbatch --time), or to be "
+                  "told later (--signal=B:USR1@60, in seconds before the end)", flush=True)
+            if slurm.life() >= IDLE_LIVES:
+                return children.BAD_INPUT
+        if not slurm.requeue(task):
             print(f"job {task} could not be put back into the queue; sbatch the same script to go on", flush=True)
         return children.INTERRUPTED
 

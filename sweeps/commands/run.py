@@ -15,8 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, work, and write the report if this worker ended the study."""
-    from sweeps import launch, snapshot
+    from sweeps import child, launch, snapshot
 
+    child.hold()
     folder = study_folder(arguments)
     launch.Allocation.current()
     snapshot.enter(folder.path, folder.path.parent, arguments.code)
