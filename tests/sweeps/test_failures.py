@@ -135,7 +135,7 @@ def test_what_the_kernel_killed_for_memory(tmp_path, line, place, text, count):
         (-9, "", None, "node"),
         (1, "", 1, "code"),
         (-11, "", 1, "code"),
-        (137, "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the tasks have\n", 0, "out_of_memory"),
+        (137, "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of them\n", 0, "out_of_memory"),
         (143, "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT noon DUE TO NODE FAILURE ***\n", 0, "node"),
         (143, "slurmstepd: error: *** STEP 7.0 ON n1 CANCELLED AT noon DUE TO TIME LIMIT ***\n", 0, "time"),
         (0, "", 0, "code"),  # without a result
