@@ -21,7 +21,7 @@ OPEN = ("running", "waiting")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Line:
-    """A trial as `status` shows it. `owner` is the worker of its present or last life, and `worker` whether that one is
+    """A trial as `status` shows it. `owner` is the worker of one that runs, and `worker` whether that one is
     alive, gone or unknown (None for a trial that does not run); `steps` is where training ends; `left` is seconds."""
 
     record: TrialRecord
@@ -82,8 +82,9 @@ def _plain(line: Line) -> dict[str, Any]:
             "params": record.trial.params, "folder": str(record.folder) if record.folder else None, "last": record.last,
             "steps": line.steps, "seconds": record.seconds, "seconds_left": line.left,
             "device_hours": record.device_hours if record.folder else None, "restarts": record.note("restarts"),
-            "worker": str(owner) if owner else None, "worker_state": line.worker,
-            "slurm_job": owner.task if owner else None, "node": owner.host if owner else None,
+            "worker": str(owner) if owner else record.note("worker"), "worker_state": line.worker,
+            "slurm_job": owner.task if owner else record.note("slurm_job"),
+            "node": owner.host if owner else record.note("node"),
             "failures": record.note("failures") or [], "failure": record.note("failure"),
             "reason": record.note("reason")}
 
@@ -95,9 +96,9 @@ def _me() -> Owner:
 
 
 def _line(claims: Claims, record: TrialRecord, tasks: Callable[[str], set[str] | None]) -> Line:
-    owner = claims.owner(record.number)[0] if record.folder else None
+    owner = claims.owner(record.number)[0] if record.state == "running" else None
     worker = None
-    if record.state == "running" and owner is not None:
+    if owner is not None:
         worker = GONE if owner.is_gone(claims.me, tasks) else ALIVE if owner.is_alive(claims.me, tasks) else UNKNOWN
     config = trial_files.config(record.folder) if record.folder else {}
     steps = config.get("training", config).get("steps")

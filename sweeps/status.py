@@ -118,7 +118,7 @@ def _table(lines: Sequence[Line]) -> Table:
         record, last = line.record, line.record.last
         seed = f" seed {record.seed}" if record.seed is not None else ""
         step = number(last.get("step")) + (f" of {line.steps:,}" if line.steps else "")
-        owner = line.owner if record.state == "running" else None
+        owner = line.owner
         hours = record.device_hours if record.folder else None
         table.add_row(
             str(record.number), record.cell + seed, Text(record.state, STYLES.get(record.state, "")),

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,18 @@ NLL, NLL_ERROR, BITS, SPEED = "val/nll", "val/nll_se", "val/bpb", "throughput/to
 
 def config(folder: Path) -> Mapping[str, Any]:
     """What the trial trains, as plain values; empty where the file is not there."""
-    import yaml
-
     try:
-        return yaml.load((folder / CONFIG).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+        return _config(folder / CONFIG, (folder / CONFIG).stat().st_mtime_ns)
     except FileNotFoundError:
         return {}
+
+
+@lru_cache(maxsize=4096)
+def _config(path: Path, changed: int) -> Mapping[str, Any]:
+    """Read once, however many of its values are asked for: a study may have thousands of trials."""
+    import yaml
+
+    return yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
 def result(folder: Path) -> dict[str, Any] | None:
