@@ -127,7 +127,8 @@ class Worker:
         if not (claim.folder / trial_files.CONFIG).is_file():
             claim.folder.mkdir(parents=True, exist_ok=True)
             # Before the configuration, which says that the folder is complete.
-            write_json(claim.folder / trial_files.HPARAMS, params | ({} if seed is None else {"seed": seed}))
+            row = dict.fromkeys(self.folder.config.space) | params | ({} if seed is None else {"seed": seed})
+            write_json(claim.folder / trial_files.HPARAMS, row)  # null: a key that this trial does not have
             experiment_files.write_trial(self.folder.config, claim.folder, params, seed, self.experiments)
         return False
 
