@@ -17,8 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on. Returns training's exit status."""
-    from sweeps import launch, single, snapshot
+    from sweeps import child, launch, single, snapshot
 
+    child.hold()
     launch.Allocation.current()
     folder, root = single.places(arguments.experiment, arguments.overrides)
     snapshot.enter(folder, root, arguments.code)
