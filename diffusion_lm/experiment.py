@@ -39,7 +39,7 @@ from diffusion_lm.unused import refuse_unused
 EXPERIMENTS = Path("experiments")
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ROOT / "code.json"
-"""There in a copy of the code that a study goes on with (sweeps/snapshot.py): of what commit it was made, and when."""
+"""There in a copy of the code that a study goes on with (sweeps/cluster/snapshot.py): its commit and time."""
 PLACES = (ROOT, Path()) if COPIED.is_file() else (Path(), ROOT)
 """Where experiments are looked for: the working folder may change under a copy."""
 BOUND = ("val/nll", "val/nll_se", "val/ppl_bound", "val/bpb")

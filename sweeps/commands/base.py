@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sweeps.folder import StudyFolder
+    from sweeps.records.folder import StudyFolder
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def study_folder(arguments: argparse.Namespace) -> "StudyFolder":
     """The study's folder. Raises `UserError` for a study that cannot be read."""
-    from sweeps import study
-    from sweeps.folder import StudyFolder
+    from sweeps.definition import study
+    from sweeps.records.folder import StudyFolder
 
     return StudyFolder(study.load(arguments.study), arguments.root, getattr(arguments, "storage", None))

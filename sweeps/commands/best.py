@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the experiment of the best cell, or write it."""
-    from sweeps import best, experiments
+    from sweeps.analysis import best
+    from sweeps.definition import experiments
 
     folder = study_folder(arguments)
     row = best.find(folder, arguments.metric, arguments.arm, arguments.kind)

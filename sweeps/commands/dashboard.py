@@ -15,8 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until told to stop."""
     from diffusion_lm.errors import UserError
-    from sweeps import serve, storage
+    from sweeps.cluster import serve
     from sweeps.commands.base import study_folder
+    from sweeps.records import storage
 
     if arguments.study is None:
         if not Path(arguments.root).is_dir():

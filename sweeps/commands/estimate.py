@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the submission and the table of costs."""
-    from sweeps import estimate, experiments, sbatch, study
+    from sweeps.cluster import estimate, sbatch
+    from sweeps.definition import experiments, study
 
     script = Path(arguments.script or KINDS[arguments.kind])
     options = sbatch.options(script, arguments.sbatch)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was measured."""
-    from sweeps import overhead
+    from sweeps.watch import overhead
 
     least = max(SMALLEST, 2 * arguments.repeats + 10)
     if min(arguments.trials) < least or arguments.repeats < 1:

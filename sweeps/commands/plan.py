@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the study if it is not started."""
-    from sweeps import snapshot
+    from sweeps.cluster import snapshot
 
     folder = study_folder(arguments)
     snapshot.enter(folder.path, folder.path.parent, arguments.code)
-    from sweeps import experiments, facts, planner
+    from sweeps.definition import experiments, facts, planner
 
     core = experiments.Core()
     planner.plan(folder, core)

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the comparison and write report.md, the plots and the dashboard's note."""
-    from sweeps import report
+    from sweeps.analysis import report
 
     report.show(study_folder(arguments), as_json=arguments.json)
     return 0

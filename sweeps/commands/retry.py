@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Enqueue them; workers that run take them up, else start one."""
-    from sweeps import retry, storage
+    from sweeps.records import storage
+    from sweeps.work import retry
 
     folder = study_folder(arguments)
     asked = retry.ask_again(folder, storage.load(folder), numbers=arguments.trial, cell=arguments.cell,

@@ -15,13 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, work, and write the report if this worker ended the study."""
-    from sweeps import child, launch, snapshot
+    from sweeps.cluster import launch, snapshot
+    from sweeps.work import child
 
     child.hold()
     folder = study_folder(arguments)
     launch.Allocation.current()
     snapshot.enter(folder.path, folder.path.parent, arguments.code)
-    from sweeps import experiments, planner, report, worker
+    from sweeps.analysis import report
+    from sweeps.definition import experiments, planner
+    from sweeps.work import worker
 
     core = experiments.Core()
     study = planner.plan(folder, core)

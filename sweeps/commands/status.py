@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--watch: got --json beside it, expected one of them: leave one out")
     if arguments.limit < 0:
         raise UserError(f"--limit: got {arguments.limit}, expected a number of trials from 0 on; 0 shows all")
-    from sweeps import status
+    from sweeps.watch import status
 
     status.show(study_folder(arguments), arguments.json, arguments.limit, arguments.watch)
     return 0

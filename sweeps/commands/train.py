@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, or go on. Returns training's exit status."""
-    from sweeps import child, launch, single, snapshot
+    from sweeps.cluster import launch, single, snapshot
+    from sweeps.work import child
 
     child.hold()
     launch.Allocation.current()
@@ -29,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _record(folder: Path, code: str) -> bool:
     """Name the code in the run's folder, once training has checked everything and made it."""
-    from sweeps import snapshot, trial_files
+    from sweeps.cluster import snapshot
+    from sweeps.records import trial_files
 
     if not (folder / trial_files.CONFIG).is_file():
         return False

@@ -130,8 +130,9 @@ def records_of():
     """The trials of a study file in a root, joined with their folders."""
 
     def read(path, root):
-        from sweeps import history, storage, study
-        from sweeps.folder import StudyFolder
+        from sweeps.definition import study
+        from sweeps.records import history, storage
+        from sweeps.records.folder import StudyFolder
 
         folder = StudyFolder(study.load(path), root)
         return history.records(folder, storage.load(folder))

@@ -32,7 +32,7 @@ def test_jobs_near_their_time_limit_go_back_to_the_queue(cluster, submit, stand_
 
 
 def test_squeue_tells_which_tasks_are_there(cluster, submit, monkeypatch):
-    from sweeps import slurm
+    from sweeps.cluster import slurm
 
     for name in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(name, cluster.environment[name])

@@ -95,8 +95,8 @@ def folder_of(tmp_path):
     """The StudyFolder of a study file."""
 
     def find(path):
-        from sweeps import study
-        from sweeps.folder import StudyFolder
+        from sweeps.definition import study
+        from sweeps.records.folder import StudyFolder
 
         return StudyFolder(study.load(path), tmp_path / "runs")
 
@@ -108,7 +108,7 @@ def records_of(folder_of):
     """The trials of a study file, joined with their folders."""
 
     def read(path):
-        from sweeps import history, storage
+        from sweeps.records import history, storage
 
         folder = folder_of(path)
         return history.records(folder, storage.load(folder))
@@ -168,7 +168,7 @@ def trained(folder_of, experiments):
     def run(path, numbers):
         import json
 
-        from sweeps import design, planner
+        from sweeps.definition import design, planner
 
         folder = folder_of(path)
         study = planner.plan(folder, experiments)

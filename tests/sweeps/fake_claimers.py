@@ -10,10 +10,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
-from sweeps import design, storage, study  # noqa: E402
-from sweeps.claim import Claims  # noqa: E402
-from sweeps.folder import StudyFolder  # noqa: E402
-from sweeps.owner import Owner  # noqa: E402
+from sweeps.definition import design, study  # noqa: E402
+from sweeps.records import storage  # noqa: E402
+from sweeps.records.claim import Claims  # noqa: E402
+from sweeps.records.folder import StudyFolder  # noqa: E402
+from sweeps.records.owner import Owner  # noqa: E402
 
 
 def with_claims(folder):

@@ -10,8 +10,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 import fake_experiment  # noqa: E402
 from optuna.exceptions import StorageInternalError  # noqa: E402
 
-from sweeps import patience, planner, progress, report, study, worker  # noqa: E402
-from sweeps.folder import StudyFolder  # noqa: E402
+from sweeps.analysis import report  # noqa: E402
+from sweeps.definition import planner, study  # noqa: E402
+from sweeps.records.folder import StudyFolder  # noqa: E402
+from sweeps.work import patience, progress, worker  # noqa: E402
 
 
 def fail_while(flag, storage):

@@ -6,7 +6,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from sweeps import arrays
+from sweeps.definition import arrays
 
 # Box, Hunter and Hunter, Statistics for Experimenters, table 12.15: runs and the resolution of the best 2^(k-p).
 RESOLUTIONS = {(3, 4): 3, (4, 8): 4, (5, 8): 3, (5, 16): 5, (6, 8): 3, (6, 16): 4, (6, 32): 6, (7, 8): 3, (7, 16): 4,

@@ -11,9 +11,10 @@ import pytest
 from optuna.trial import TrialState
 
 from diffusion_lm.errors import DiskError
-from sweeps import planner, storage
-from sweeps.claim import Claims
-from sweeps.owner import Owner
+from sweeps.definition import planner
+from sweeps.records import storage
+from sweeps.records.claim import Claims
+from sweeps.records.owner import Owner
 
 CLAIMERS = Path(__file__).parent / "fake_claimers.py"
 

@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import design, study
+from sweeps.definition import design, study
 
 ARMS = {"mamba": {"denoiser": "mamba"}, "hybrid": {"denoiser": "hybrid"}, "attention": {}}
 
@@ -53,7 +53,7 @@ ONE, TWO = {"val/nll": "minimize"}, {"val/nll": "minimize", "throughput/tokens_p
     pytest.param({"name": "GPSampler", "warn_independent_sampling": False}, ONE, marks=pytest.mark.slow)])
 def test_samplers_draw_a_parameter_only_where_its_condition_holds(sampler, metrics, caplog):
     """Through Optuna itself, past the samplers' start; it warns of parameters that its model leaves out."""
-    from sweeps import optuna_parts
+    from sweeps.definition import optuna_parts
 
     config = read(arms=ARMS, trials=16, sampler=sampler, metrics=metrics, space={
         "lr": {"low": 1e-4, "high": 1e-2, "log": True}, "d_state": {"low": 1, "high": 9, "when": {"arm": "mamba"}}})

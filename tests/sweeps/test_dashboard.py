@@ -7,7 +7,9 @@ import pytest
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 
-from sweeps import comparison, dashboard, figures, history, storage
+from sweeps.analysis import comparison
+from sweeps.records import history, storage
+from sweeps.watch import dashboard, figures
 
 STUDENT = {1: 12.706, 2: 4.303}  # 97.5 %, by degrees of freedom, from a printed table
 

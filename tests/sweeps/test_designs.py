@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import design, limits, study
-from sweeps.limits import Budget
+from sweeps.definition import design, limits, study
+from sweeps.definition.limits import Budget
 
 ARMS = {"plain": {}, "deep": {"layers": 4}}
 TWO = {"a": [1, 2], "b": ["x", "y"], "c": [0.1, 0.2]}

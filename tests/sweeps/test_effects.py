@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from sweeps import comparison, effects, search
+from sweeps.analysis import comparison, effects, search
 
 BATTERY = {
     ("1", 15): [130, 155, 74, 180], ("1", 70): [34, 40, 80, 75], ("1", 125): [20, 70, 82, 58],

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import estimate, sbatch, study
+from sweeps.cluster import estimate, sbatch
+from sweeps.definition import study
 
 PROJECT = Path(__file__).resolve().parents[2]
 TIMED = {"startup": 10.0, "steps": 100, "step": 0.5, "validations": 4, "validation": 2.0, "tokens": 3200,

@@ -3,7 +3,7 @@
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import study, study_file
+from sweeps.definition import study, study_file
 
 
 @pytest.fixture

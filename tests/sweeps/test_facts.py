@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps import facts
+from sweeps.definition import facts
 
 ARMS = {"a": {}, "b": {"width": 32}}
 SIZES = ["a: 19,200 parameters without embeddings, 5,000 tokens",

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps import ending, launch, oom
+from sweeps.cluster import launch
+from sweeps.work import ending, oom
 
 
 def lives(record):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import launch
+from sweeps.cluster import launch
 
 BASE = ["python", "-m", "diffusion_lm", "train", "x.yaml"]
 TWO_BY_FOUR = {"SLURM_NNODES": "2", "SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4"}

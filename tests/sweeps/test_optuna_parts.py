@@ -4,7 +4,8 @@ import pytest
 from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner, ThresholdPruner
 
 from diffusion_lm.errors import UserError
-from sweeps import optuna_parts, planner, storage, study
+from sweeps.definition import optuna_parts, planner, study
+from sweeps.records import storage
 
 LR = {"lr": {"low": 1e-4, "high": 1e-1}}
 PAIR = {"val/nll": "minimize", "throughput/tokens_per_second": "maximize"}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import slurm
-from sweeps.owner import Owner
+from sweeps.cluster import slurm
+from sweeps.records.owner import Owner
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps import report, sections
+from sweeps.analysis import report, sections
 
 EVIL = 'one <script>document.title = "owned"</script> & <img src=x onerror=alert(1)> | two'
 BOUNDS = {"transformer": [2.31, 2.35], "mamba": [2.11, 2.19], "hybrid": [2.02, 2.20], "exact": [1.5, 1.7]}
@@ -75,7 +75,8 @@ def test_files_say_the_same_each_time(reported):
 
 
 def test_a_retried_trial_replaces_the_failed_one(write_study, trained, records_of, capsys):
-    from sweeps import comparison, storage
+    from sweeps.analysis import comparison
+    from sweeps.records import storage
 
     path = write_study(arms={"a": {}, "b": {}}, seeds=[0, 1], baseline="a")
     folder = trained(path, lambda params, seed: {"fail": "lost"} if (params["arm"], seed) == ("b", 1) else

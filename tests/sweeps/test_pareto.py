@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from diffusion_lm.kind import Kind
-from sweeps import pareto
+from sweeps.analysis import pareto
 
 METRICS = {"val/nll": "minimize", "throughput/tokens_per_second": "maximize"}
 MASKED = Kind("masked", "continuous time")

@@ -5,8 +5,8 @@ import resource
 import pytest
 
 from diffusion_lm.errors import DiskError
-from sweeps import planner
-from sweeps.patience import may_pass
+from sweeps.definition import planner
+from sweeps.work.patience import may_pass
 
 
 def lives(record):

@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 
 from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
-from sweeps import experiments as experiment_files
-from sweeps import planner, storage
+from sweeps.definition import experiments as experiment_files
+from sweeps.definition import planner
+from sweeps.records import storage
 
 DESIGN = {"arms": {"a": {"denoiser": "mamba"}, "b": {}}, "space": {"width": [32, 64]}, "seeds": [0, 1]}
 

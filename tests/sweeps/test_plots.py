@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from sweeps import comparison, drawing, plots
+from sweeps.analysis import comparison, drawing, plots
 
 MASKED = {"process": "masked", "over": "continuous time", "depends_on": {}}
 EXACT = {"process": "left_to_right", "over": "exact", "depends_on": {}}

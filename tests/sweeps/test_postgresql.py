@@ -9,7 +9,8 @@ import optuna
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import database, planner, storage
+from sweeps.definition import planner
+from sweeps.records import database, storage
 
 
 def planned(folder, experiments):

@@ -9,8 +9,9 @@ import pytest
 from optuna_dashboard import get_note
 
 from diffusion_lm.errors import run_command
-from sweeps import comparison, sections, storage, tables
 from sweeps.__main__ import main
+from sweeps.analysis import comparison, sections, tables
+from sweeps.records import storage
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import retry, storage
 from sweeps.__main__ import main
+from sweeps.records import storage
+from sweeps.work import retry
 
 
 def lives(record):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sweeps import slurm
+from sweeps.cluster import slurm
 
 
 @pytest.fixture

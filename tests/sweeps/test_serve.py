@@ -23,7 +23,7 @@ http.server.HTTPServer((host, port), Page).serve_forever()
 DRIVER = """
 import sys
 from diffusion_lm.errors import run_command
-from sweeps import serve
+from sweeps.cluster import serve
 pages = [serve.Page(f"Page {kind}", (sys.executable, "-c", sys.argv[1], kind)) for kind in sys.argv[2:]]
 sys.exit(run_command(lambda argv: serve.run(pages), []))
 """

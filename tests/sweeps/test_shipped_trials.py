@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from diffusion_lm.errors import run_command
-from sweeps import child, study
 from sweeps.__main__ import main as sweeps
+from sweeps.definition import study
+from sweeps.work import child
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "sweeps").rglob("*.yaml"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import single as single_module
+from sweeps.cluster import single as single_module
 
 PROGRAM = """
 import signal, sys, time
@@ -23,7 +23,8 @@ sys.exit(75)
 
 
 def single(*command):
-    return subprocess.Popen([sys.executable, "-m", "sweeps.single", *command], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "sweeps.cluster.single", *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(("code", "expected"), [("exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import snapshot
+from sweeps.cluster import snapshot
 
 PROJECT = Path(__file__).resolve().parents[2]
 TRAINING = """

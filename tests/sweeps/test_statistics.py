@@ -6,7 +6,7 @@ import math
 import pytest
 from scipy import stats
 
-from sweeps import statistics
+from sweeps.analysis import statistics
 
 SLEEP = {"10": [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0],
          "20": [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]}

@@ -8,10 +8,13 @@ import pytest
 from optuna.trial import TrialState
 
 from diffusion_lm.errors import run_command
-from sweeps import outlook, planner, slurm, status, storage
 from sweeps.__main__ import main
-from sweeps.claim import Claims
-from sweeps.owner import Owner
+from sweeps.cluster import slurm
+from sweeps.definition import planner
+from sweeps.records import storage
+from sweeps.records.claim import Claims
+from sweeps.records.owner import Owner
+from sweeps.watch import outlook, status
 
 
 @pytest.fixture

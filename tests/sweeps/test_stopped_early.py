@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 EARLY = f"""
 import os, signal, sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]
-from sweeps import child
+from sweeps.work import child
 child.hold()
 os.kill(os.getpid(), signal.SIGUSR1)
 """
@@ -25,7 +25,7 @@ def run(code, *arguments, **environment):
 
 def test_the_signal_is_kept_until_the_worker_catches_it_also_over_an_exec():
     later = f"import sys; sys.path[:0] = [{str(HERE.parents[1])!r}]; " \
-            "from sweeps.child import Stop; stop = Stop(); stop.install(); print(stop.signal.name)"
+            "from sweeps.work.child import Stop; stop = Stop(); stop.install(); print(stop.signal.name)"
     assert run(f"os.execv(sys.executable, [sys.executable, '-c', {later!r}])") == (0, "SIGUSR1\n")
 
 

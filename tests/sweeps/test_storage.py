@@ -12,8 +12,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from sweeps import journal
-from sweeps.journal import BLOCK, FencedLock, HealingJournal, heal
+from sweeps.records import journal
+from sweeps.records.journal import BLOCK, FencedLock, HealingJournal, heal
 
 
 def study_in(path, backend=HealingJournal):
@@ -127,7 +127,7 @@ import optuna
 from optuna.storages import JournalStorage
 from pathlib import Path
 from diffusion_lm.errors import run_command
-from sweeps.journal import HealingJournal
+from sweeps.records.journal import HealingJournal
 study = optuna.load_study(study_name="s", storage=JournalStorage(HealingJournal(Path({str(path)!r}))))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 10}, {len(before) + 10}))

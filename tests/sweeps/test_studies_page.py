@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweeps import design, limits, study, study_keys
+from sweeps.definition import design, limits, study, study_keys
 
 PAGE = (Path(__file__).parents[2] / "docs/studies.md").read_text()
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -34,7 +34,7 @@ def test_examples_are_studies(text, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_examples_are_studies_of_experiments_that_exist(text, tmp_path):
-    from sweeps import experiments
+    from sweeps.definition import experiments
 
     path = tmp_path / "example.yaml"
     path.write_text(text)

@@ -3,9 +3,9 @@
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import design, study
-from sweeps.space import Choices, Range
-from sweeps.study_keys import METRICS as KNOWN
+from sweeps.definition import design, study
+from sweeps.definition.space import Choices, Range
+from sweeps.definition.study_keys import METRICS as KNOWN
 
 ARMS = {"a": {"denoiser": "mamba"}, "b": {"denoiser": {"name": "hybrid", "n_layers": 6}}}
 METRICS = ", ".join(sorted(KNOWN))

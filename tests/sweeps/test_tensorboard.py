@@ -8,7 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from sweeps import history, storage, tensorboard
+from sweeps.records import history, storage
+from sweeps.watch import tensorboard
 
 # Student's t at 97.5 % by degrees of freedom, from a printed table.
 STUDENT = {1: 12.706, 2: 4.303}

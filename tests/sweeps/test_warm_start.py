@@ -5,7 +5,8 @@ import json
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import design, facts, history, optuna_parts, planner, storage
+from sweeps.definition import design, facts, optuna_parts, planner
+from sweeps.records import history, storage
 
 ARMS = {"a": {}, "b": {"denoiser": "mamba"}}
 SPACE = {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "width": [32, 64]}

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from sweeps.__main__ import main
-from sweeps.owner import _started
+from sweeps.records.owner import _started
 
 ARMS = {"transformer": {"denoiser": "transformer"}, "mamba": {"denoiser": "mamba"}, "hybrid": {"denoiser": "hybrid"}}
 

@@ -1,0 +1,1 @@
+"""A study while it runs: status, TensorBoard, Optuna's dashboard."""
