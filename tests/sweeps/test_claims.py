@@ -57,31 +57,31 @@ def at_once(folder, path, count, how):
 
 @pytest.mark.slow
 def test_sixteen_workers_at_once_lose_no_trial_and_repeat_none(plan, each_storage):
-    folder, _ = plan(arms={f"arm{number}": {} for number in range(24)}, seeds=[0, 1])
+    folder, _ = plan(arms={f"arm{number}": {} for number in range(16)}, seeds=[0, 1])
     claimed = at_once(folder, folder.definition, 16, "with_claims")
     trials = storage.load(folder).trials
-    assert sorted(claimed) == list(range(48)) and len(trials) == 48
-    assert Counter(trial.state for trial in trials) == {TrialState.COMPLETE: 48}
-    assert [trial.value for trial in trials] == list(range(48)), "each value came to its own trial"
-    assert [trial.intermediate_values for trial in trials] == [{1: 0.5}] * 48
+    assert sorted(claimed) == list(range(32)) and len(trials) == 32
+    assert Counter(trial.state for trial in trials) == {TrialState.COMPLETE: 32}
+    assert [trial.value for trial in trials] == list(range(32)), "each value came to its own trial"
+    assert [trial.intermediate_values for trial in trials] == [{1: 0.5}] * 32
     assert len({trial.user_attrs["pid"] for trial in trials}) > 1, "not one after the other"
-    assert sorted(path.name for path in folder.claims.iterdir()) == [f"{number:04d}.0" for number in range(48)]
+    assert sorted(path.name for path in folder.claims.iterdir()) == [f"{number:04d}.0" for number in range(32)]
 
 
 @pytest.mark.slow
 def test_sampled_trials_are_made_once_by_many(plan, each_storage):
-    folder, _ = plan(space={"lr": {"low": 1e-4, "high": 1e-2}}, trials=20, sampler="RandomSampler")
-    assert sorted(at_once(folder, folder.definition, 8, "with_claims")) == list(range(20))
+    folder, _ = plan(space={"lr": {"low": 1e-4, "high": 1e-2}}, trials=12, sampler="RandomSampler")
+    assert sorted(at_once(folder, folder.definition, 8, "with_claims")) == list(range(12))
     trials = storage.load(folder).trials
-    assert [trial.user_attrs["row"] for trial in trials] == list(range(20))
-    assert len({trial.params["lr"] for trial in trials}) == 20, "nobody draws what another drew"
+    assert [trial.user_attrs["row"] for trial in trials] == list(range(12))
+    assert len({trial.params["lr"] for trial in trials}) == 12, "nobody draws what another drew"
 
 
 @pytest.mark.slow
 def test_no_waiting_trial_is_handed_out_twice(plan, each_storage):
     """What the storages promise by themselves, should the study's lock not hold."""
-    folder, _ = plan(arms={f"arm{number}": {} for number in range(40)})
-    assert sorted(at_once(folder, folder.definition, 16, "with_ask")) == list(range(40))
+    folder, _ = plan(arms={f"arm{number}": {} for number in range(24)})
+    assert sorted(at_once(folder, folder.definition, 16, "with_ask")) == list(range(24))
 
 
 def test_orphan_is_continued_once_and_says_whom_it_succeeds(plan, gone, each_storage):

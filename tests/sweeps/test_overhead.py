@@ -3,8 +3,8 @@
 import pytest
 
 from diffusion_lm.errors import UserError
-from sweeps import overhead
 from sweeps.__main__ import main
+from sweeps.watch import overhead
 
 
 def test_table_has_every_kind_at_every_size(capsys):
