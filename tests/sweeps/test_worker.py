@@ -21,7 +21,7 @@ def states(records):
     return Counter(record.state for record in records)
 
 
-def test_four_workers_on_twelve_cells_train_each_once(write_study, work, records_of):
+def test_four_workers_on_twelve_cells_train_each_once(write_study, work, records_of, each_storage):
     path = write_study(arms=ARMS, space={"width": [32, 64]}, seeds=[0, 1], overrides={"steps": 3})
     codes, said = work(path, 4, "report")
     records = records_of(path)
@@ -45,7 +45,8 @@ def test_sampled_study_has_exactly_its_trials(write_study, work, records_of):
     assert all(record.trial.params["width"] % 8 == 0 for record in records)
 
 
-def test_killed_worker_is_succeeded_from_the_checkpoint(write_study, start, work, records_of, folder_of, eventually):
+def test_killed_worker_is_succeeded_from_the_checkpoint(write_study, start, work, records_of, folder_of, eventually,
+                                                        each_storage):
     path = write_study(arms={"mamba": ARMS["mamba"]}, overrides={"steps": 12, "pause": 0.1})
     folder = folder_of(path)
     (victim,) = start(path)
