@@ -181,7 +181,19 @@ def to_json(config: StudyConfig, comparisons: list[Comparison], records: list[Tr
                    for state in ("complete", "running", "waiting", "pruned", "fail")},
         "not_completed": [{"trial": record.number, "cell": record.cell, "seed": record.seed, "state": record.state,
                            "reason": record.note("reason")} for record in not_completed(records)],
+        "lost": [{"trial": record.number, "cell": record.cell, "seed": record.seed, "metrics": told(config, record),
+                  "folder": str(record.folder)} for record in lost(records)],
     }
+
+
+def lost(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Complete trials whose results are not there any more: they stand in no table."""
+    return [record for record in records if record.state == "complete" and not record.result]
+
+
+def told(config: StudyConfig, record: TrialRecord) -> dict[str, float]:
+    """The metrics of a complete trial as Optuna has them."""
+    return dict(zip(config.metrics, record.trial.values))
 
 
 def not_completed(records: Iterable[TrialRecord]) -> list[TrialRecord]:

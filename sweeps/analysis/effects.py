@@ -18,6 +18,8 @@ from diffusion_lm.kind import Kind
 from sweeps.analysis.comparison import Comparison, Row
 from sweeps.analysis.statistics import quantile
 from sweeps.definition.study import StudyConfig
+from sweeps.records import trial_files
+from sweeps.records.history import TrialRecord
 
 SEED = "seed"
 TOLERANCE = 1e-8
@@ -77,7 +79,7 @@ class Point:
 
 def of_design(config: StudyConfig, comparison: Comparison) -> list[Effects]:
     """The effects in a factorial or fractional study, kind by kind; none where a kind has fewer than two factors with
-    a choice: the table says it all then."""
+    a choice: the table says it all then. Without the trials that `diverged`."""
     if not config.factorial:
         return []
     found = []
@@ -89,9 +91,18 @@ def of_design(config: StudyConfig, comparison: Comparison) -> list[Effects]:
     return found
 
 
+def diverged(config: StudyConfig, rows: Sequence[Row]) -> list[TrialRecord]:
+    """Finished trials whose bound is absurd: one would be all of the sum of squares. Workers tell such a trial as
+    failed, but did not always."""
+    if not trial_files.OF_BOUND & {config.objective}:
+        return []
+    return [run for row in rows for run in row.runs if trial_files.diverged(run.result)]
+
+
 def _points(config: StudyConfig, rows: Sequence[Row]) -> list[Point]:
     # By number, so that levels come in the order of the design and not in that of their results.
-    runs = sorted((run for row in rows for run in row.runs), key=lambda run: run.number)
+    left_out = {run.number for run in diverged(config, rows)}
+    runs = sorted((run for row in rows for run in row.runs if run.number not in left_out), key=lambda run: run.number)
     return [Point(run.last[config.objective], dict(run.trial.params), run.seed) for run in runs
             if run.last.get(config.objective) is not None]
 

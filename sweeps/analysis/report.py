@@ -14,6 +14,7 @@ from diffusion_lm.files import write_json, write_text
 from diffusion_lm.kind import Kind
 from sweeps.analysis import comparison, sections, tables
 from sweeps.analysis.sections import Report, Section
+from sweeps.definition.study import StudyConfig
 from sweeps.records import history, storage
 from sweeps.records.folder import StudyFolder
 from sweeps.records.history import TrialRecord
@@ -67,7 +68,7 @@ def write(report: Report, study: optuna.Study) -> None:
         body = [_markdown(section, pictures=True) for section in report.sections]
         write_text(path / "report.md", "\n\n".join([f"# {report.folder.config.name}", *body]) + "\n")
         write_text(path / "report.html", page.html(report))
-        write_text(path / "report.csv", trials_csv(report.records))
+        write_text(path / "report.csv", trials_csv(report.folder.config, report.records))
         write_json(path / "report.json", _json(report))
         tensorboard.write_means(report.folder, report.records)
         dashboard.publish(report.folder, study, report.comparisons, note)
@@ -101,9 +102,12 @@ def _markdown(section: Section, pictures: bool = False) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def trials_csv(records: list[TrialRecord]) -> str:
-    """One line per trial with all its numbers: parameters as ``param:KEY``, then what it reported last."""
+def trials_csv(config: StudyConfig, records: list[TrialRecord]) -> str:
+    """One line per trial with all its numbers: parameters as ``param:KEY``, then what it reported last (what Optuna
+    knows of a complete trial whose folder is gone)."""
     lines = [_line(record) for record in records]
+    for record in comparison.lost(records):
+        lines[records.index(record)] |= comparison.told(config, record)
     header = list(dict.fromkeys(key for line in lines for key in line))
     out = io.StringIO()
     table = csv.DictWriter(out, header, lineterminator="\n")

@@ -13,10 +13,10 @@ from sweeps.analysis.comparison import Comparison, Row
 from sweeps.analysis.drawing import Picture
 from sweeps.analysis.effects import Effects
 from sweeps.analysis.tables import Text
-from sweeps.records import history, storage
+from sweeps.records import history, storage, trial_files
 from sweeps.records.folder import StudyFolder
 from sweeps.records.history import TrialRecord
-from sweeps.records.trial_files import CONFIG, SAMPLES
+from sweeps.records.trial_files import CONFIG, RESULT, SAMPLES
 from sweeps.watch.dashboard import ARTIFACTS
 
 
@@ -114,6 +114,8 @@ def _designs(report: Report) -> list[Section]:
                  f"{one.kind}: nothing is left to take an error from, so there are no intervals." for one in found]
         said += [f"{effect.factor} is judged among the trials that have it." for one in found for effect in one.main
                  if effect.conditional]
+        said += [f"trial {run.number} is left out: {trial_files.diverged(run.result)}."
+                 for run in effects.diverged(config, table.rows)]
         sections.append(Section("Factors", said, Text(["kind", "factor", "level", "mean", "± half of 95 %", "trials",
                                                        "share"], rows, words=3),
                                 pictures=effect_plots.pictures(config, found, (), _suffix(report, table)), short=True))
@@ -143,7 +145,7 @@ def _searches(report: Report) -> list[Section]:
 
 
 def _failures(report: Report) -> Section | None:
-    """Every end of a life that was none of a finished trial, with class and reason."""
+    """Every end of a life that was none of a finished trial, with class and reason; finished ones that were lost."""
     again = history.asked_again(report.records)
     rows = []
     for record in report.records:
@@ -157,6 +159,12 @@ def _failures(report: Report) -> Section | None:
             rows.append([str(record.number), record.cell, tables.text(record.seed), tables.text(end.get("class")),
                          tables.text(end.get("life")), tables.text(end.get("node") or record.note("node")),
                          then if end.get("final") else "went on", tables.text(end.get("reason"))])
+    for record in comparison.lost(report.records):
+        values = tables.values(comparison.told(report.folder.config, record))
+        rows.append([str(record.number), record.cell, tables.text(record.seed), "lost", tables.text(None),
+                     tables.text(record.note("node")), record.state,
+                     f"{record.folder} has no {RESULT} any more: of its results only {values} is left (in Optuna), and "
+                     "it stands in no table; restore the folder"])
     if not rows:
         return None
     header = ["trial", "arm", "seed", "class", "life", "node", "then", "reason"]

@@ -14,6 +14,9 @@ CONFIG = "config.yaml"
 REPORT, RESULT, LOG, STOP, SAMPLES = "report.jsonl", "result.json", "train.log", "STOP", "samples.txt"
 HPARAMS, FAILURE = "hparams.json", "failure.json"
 NLL, NLL_ERROR, BITS, SPEED = "val/nll", "val/nll_se", "val/bpb", "throughput/tokens_per_second"
+OF_BOUND = {NLL, BITS, "val/ppl_bound"}
+ABSURD = 10
+"""So many times a uniform guess no run is off that learns anything."""
 
 
 def config(folder: Path) -> Mapping[str, Any]:
@@ -38,6 +41,14 @@ def result(folder: Path) -> dict[str, Any] | None:
         return json.loads((folder / RESULT).read_text())
     except FileNotFoundError:
         return None
+
+
+def diverged(result: Mapping[str, Any]) -> str | None:
+    """Why the bound of a trial that finished is no result: its run diverged, with numbers that are finite still."""
+    bound, uniform = result.get("metrics", {}).get(NLL), result.get("corpus", {}).get("log_vocabulary")
+    if bound is None or not uniform or bound <= ABSURD * uniform:
+        return None
+    return f"{NLL} is {bound:.3g}, more than {ABSURD} times log V = {uniform:.3g} (a uniform guess): it diverged"
 
 
 def failure(folder: Path) -> dict[str, Any] | None:

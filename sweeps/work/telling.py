@@ -27,14 +27,16 @@ def finished(claim: Claim) -> bool:
 
 def unusable(config: StudyConfig, claim: Claim) -> Ending | None:
     """Why a finished trial has no values to tell; None if it has."""
-    metrics = (trial_files.result(claim.folder) or {})["metrics"]
+    result = trial_files.result(claim.folder) or {}
+    metrics = result["metrics"]
     for name in config.metrics:
         value = metrics.get(name)
         if value is None:
             return Ending(INPUT, f"{name}: the trial reports none (no bound?); compare by another metric")
         if not math.isfinite(value):
             return Ending(NOT_FINITE, f"{name} is {value}")
-    return None
+    why = trial_files.diverged(result) if trial_files.OF_BOUND & config.metrics.keys() else None
+    return Ending(NOT_FINITE, why) if why else None
 
 
 def complete(study: optuna.Study, config: StudyConfig, claim: Claim) -> None:

@@ -28,6 +28,8 @@ def metrics(step):
     nll = 2.0 + offset + 0.05 * config["seed"] + 3 * math.exp(-step) + 100 * abs(config["lr"] - 0.001)
     if config["fault"] == "nan":
         nll = math.nan
+    if config["fault"] == "absurd":
+        return {"val/nll": 8.8e31, "throughput/tokens_per_second": 1000.0}
     if config["fault"] == "no bound":
         return {"val/mse": 0.5, "throughput/tokens_per_second": 1000.0}
     return {"val/nll": nll, "val/nll_se": 0.02, "val/bpb": nll / math.log(2), "val/ppl_bound": math.exp(nll),

@@ -5,7 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from sweeps.analysis import comparison, effects, search
+from sweeps.analysis import comparison, effects, search, sections
+from sweeps.records import storage
 
 BATTERY = {
     ("1", 15): [130, 155, 74, 180], ("1", 70): [34, 40, 80, 75], ("1", 125): [20, 70, 82, 58],
@@ -31,7 +32,9 @@ def analysed(write_study, trained, records_of):
 def test_two_factors_of_the_textbook(analysed):
     """Its table 5.5: sums of squares 10,683.72 and 39,118.72, interaction 9,613.78; error 18,230.75 with 27 degrees of
     freedom when replicates are no blocks (here each replicate has a seed of its own, so a block is one of four)."""
-    (found,) = analysed(lambda params, seed: {"val/nll": BATTERY[params["arm"], params["lr"]][seed]},
+    corpus = {"hash": "c0ffee", "name": "hours, no nats", "log_vocabulary": 100.0}
+    (found,) = analysed(lambda params, seed: {"val/nll": BATTERY[params["arm"], params["lr"]][seed],
+                                              "result": {"corpus": corpus}},
                         arms={name: {} for name in "123"}, space={"lr": [15, 70, 125]}, seeds=[0, 1, 2, 3])
     shares = {effect.factor: effect.share * TOTAL for effect in found.main}
     assert shares == pytest.approx({"lr": 39118.72, "arm": 10683.72}, abs=0.01)
@@ -81,6 +84,24 @@ def test_a_failed_trial_does_not_bend_the_means(analysed):
     (found,) = analysed(numbers, arms={"transformer": {}, "mamba": {}}, space={"width": [64, 128]}, seeds=[0, 1])
     means = {effect.factor: [level.mean for level in effect.levels] for effect in found.main}
     assert means["arm"] == pytest.approx([1.955, 2.455]) and means["width"] == pytest.approx([2.255, 2.155])
+
+
+def test_a_finished_trial_that_diverged_is_left_out_with_a_remark(write_study, trained, records_of):
+    """As studies have it whose workers told it as finished: its 8.8e31 would be the whole sum of squares."""
+    def numbers(params, seed):
+        if params == {"arm": "mamba", "width": 128} and seed == 0:
+            return {"val/nll": 8.8e31}
+        return {"val/nll": 2.0 + 0.5 * (params["arm"] == "mamba") - 0.1 * (params["width"] == 128) + 0.01 * seed}
+
+    path = write_study(arms={"transformer": {}, "mamba": {}}, space={"width": [64, 128]}, seeds=[0, 1])
+    folder = trained(path, numbers)
+    report = sections.gather(folder, storage.load(folder))
+    (found,) = effects.of_design(folder.config, report.comparisons[0])
+    means = {effect.factor: [level.mean for level in effect.levels] for effect in found.main}
+    assert means["arm"] == pytest.approx([1.955, 2.455]) and means["width"] == pytest.approx([2.255, 2.155])
+    (factors,) = (section for section in report.sections if section.title == "Factors")
+    assert factors.paragraphs[-1] == ("trial 3 is left out: val/nll is 8.8e+31, more than 10 times log V = 5.5 (a "
+                                      "uniform guess): it diverged.")
 
 
 def test_aliased_effects_are_not_told_apart():

@@ -1,7 +1,9 @@
 """The report: one table per corpus, errors over seeds and sequences, what failed, plots, the note, JSON."""
 
+import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ from optuna_dashboard import get_note
 
 from diffusion_lm.errors import run_command
 from sweeps.__main__ import main
-from sweeps.analysis import comparison, sections, tables
+from sweeps.analysis import comparison, report, sections, tables
 from sweeps.records import storage
 
 
@@ -49,6 +51,25 @@ def test_report(finished, folder_of, records_of, tmp_path, capsys):
     assert mamba.seeds_error == pytest.approx(0.025) and mamba.difference == pytest.approx(-0.1)
     assert mamba.difference_error == pytest.approx(0, abs=1e-9), "what both seeds share cancels in pairs"
     assert transformer.difference is None and elsewhere.difference is None
+
+
+def test_a_complete_trial_whose_folder_is_gone_is_told(write_study, trained, records_of):
+    """Its mean over seeds is over the others; nothing says so but this."""
+    path = write_study(arms={"a": {}, "b": {}}, seeds=[0, 1], metrics={"val/nll": "minimize", "val/bpb": "minimize"})
+    folder = trained(path, lambda params, seed: {"val/nll": 2.0 + seed, "val/bpb": 3.0})
+    gone = folder.path / "0003-b-seed1"
+    shutil.rmtree(gone)
+    study = storage.load(folder)
+    made = sections.gather(folder, study)
+    (failed,) = (section for section in made.sections if section.title == "What failed, and why")
+    assert failed.table.rows == [["3", "b", "1", "lost", "–", "n1", "complete",
+                                  f"{gone} has no result.json any more: of its results only val/nll=3, val/bpb=3 is "
+                                  "left (in Optuna), and it stands in no table; restore the folder"]]
+    report.write(made, study)
+    lost = {"trial": 3, "cell": "b", "seed": 1, "metrics": {"val/nll": 3.0, "val/bpb": 3.0}, "folder": str(gone)}
+    assert json.loads((folder.path / "report.json").read_text())["lost"] == [lost]
+    lines = list(csv.DictReader((folder.path / "report.csv").open()))
+    assert [line["val/nll"] for line in lines] == ["2.0", "2.0", "3.0", "3.0"]
 
 
 def test_report_and_status_for_programs(finished, tmp_path, capsys):

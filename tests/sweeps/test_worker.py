@@ -111,6 +111,15 @@ def test_value_that_is_no_number_fails_the_trial(write_study, work, records_of):
     assert codes == [1] and record.state == "fail" and record.note("reason") == "val/nll is nan"
 
 
+def test_bound_that_is_absurd_is_no_result(write_study, work, records_of):
+    """A run that diverged, and whose numbers are finite still."""
+    path = write_study(arms={"good": {}, "bad": {"fault": "absurd"}}, overrides={"steps": 2})
+    codes, _ = work(path)
+    good, bad = records_of(path)
+    assert codes == [1] and good.state == "complete" and (bad.state, bad.note("failure")) == ("fail", "not_finite")
+    assert bad.note("reason") == ("val/nll is 8.8e+31, more than 10 times log V = 5.55 (a uniform guess): it diverged")
+
+
 def test_trial_without_a_bound_fails_a_study_of_bounds_in_one_line(write_study, work, records_of):
     path = write_study(overrides={"fault": "no bound", "steps": 2})
     codes, said = work(path, 1, "report")
