@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, work, and write the report if this worker ended the study."""
-    from sweeps.cluster import launch, snapshot
+    from sweeps.cluster import launch, slurm, snapshot
     from sweeps.work import child
 
     child.hold()
@@ -24,12 +24,21 @@ def run(arguments: argparse.Namespace) -> int:
     snapshot.enter(folder.path, folder.path.parent, arguments.code)
     from sweeps.analysis import report
     from sweeps.definition import experiments, planner
-    from sweeps.work import worker
+    from sweeps.work import patience, worker
 
     core = experiments.Core()
-    study = planner.plan(folder, core)
+    held = child.Held()
+    try:
+        study = patience.Patience(held)(lambda: planner.plan(folder, core))
+    except patience.GaveUp as error:
+        print(f"error: {error}", flush=True)
+        task = slurm.task()
+        if held.signal is not None and task is not None:
+            slurm.requeue(task)
+        return child.INTERRUPTED
     snapshot.record(folder.path, arguments.code)
     snapshot.enter(folder.path, folder.path.parent, arguments.code)  # a faster worker's, if that is another
     code = worker.Worker(folder, study, core).run()
-    report.close(folder)
+    if code not in (child.INTERRUPTED, child.CTRL_C):  # the study is not over, or its storage does not answer
+        report.close(folder)
     return code

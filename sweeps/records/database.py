@@ -1,10 +1,11 @@
 """A study in PostgreSQL: the URL, the connection, and Optuna's storage without its cost per waiting trial."""
 
 import json
-import time
-import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import sqlalchemy
 from optuna.distributions import distribution_to_json
@@ -15,13 +16,13 @@ from optuna.storages._rdb.models import TrialModel
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from diffusion_lm.errors import RunError, UserError
 
 DRIVER = "postgresql+psycopg"
 EXAMPLE = "postgresql://USER@HOST/DATABASE"
 ANSWER_WITHIN = 10  # seconds for a server to answer
-PATIENCE = 60.0  # seconds that a worker waits for a server that is started again; SLURM's warning comes 180 s ahead
 UNFINISHED = (TrialState.WAITING, TrialState.RUNNING)
 MANY = 1000  # trials that are not named one by one in a query
 CREATING = 0x5_3EE_9  # PostgreSQL's number of the lock under which tables are made
@@ -31,7 +32,7 @@ def parse(text: str) -> URL:
     """The URL of a database as the driver wants it. Raises `UserError` for what is no place for a study."""
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise UserError(f"--storage: got '{text}', expected a URL such as {EXAMPLE}; without --storage the study is a "
                         "journal in its folder") from None
     if url.get_backend_name() == "sqlite":
@@ -41,37 +42,47 @@ def parse(text: str) -> URL:
         raise UserError(f"--storage: got a URL of '{url.drivername}', expected {EXAMPLE}; leave it out for a journal "
                         "in the study's folder")
     if url.password is not None or "password" in url.query:
-        raise UserError(f"--storage: got a URL with a password ({url.set(query={})}), which the study's folder "
+        raise UserError(f"--storage: got a URL with a password ({shown(url.set(query={}))}), which the study's folder "
                         "and logs would show; leave it out and put it into ~/.pgpass (chmod 600) or PGPASSWORD")
     return url.set(drivername=DRIVER)
 
 
-def check(url: URL) -> None:
-    """Raise `UserError` if the database does not answer."""
+def shown(url: URL) -> str:
+    """The URL as a person types it."""
+    return unquote(url.set(drivername="postgresql").render_as_string())
+
+
+def check(url: URL, kept_in: Path | None = None) -> None:
+    """Raise an error if the database does not answer: `UserError` for the URL of a new study; `RunError` for that of a
+    study which has it in its file `kept_in`, since there the server may be starting again."""
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool,
                                       connect_args={"connect_timeout": ANSWER_WITHIN})
     try:
         engine.connect().close()
     except ModuleNotFoundError:
-        raise UserError("--storage: PostgreSQL needs psycopg 3, which is not installed: pip install 'psycopg[binary]'"
+        raise UserError("a study in PostgreSQL needs psycopg 3, which is not installed: pip install 'psycopg[binary]'"
                         ) from None
     except SQLAlchemyError as error:
-        raise UserError(f"--storage: {url.render_as_string()} cannot be used ({_reason(error)}); expected a PostgreSQL "
-                        f"server that answers: look whether it runs, and at user, database, ~/.pgpass and pg_hba.conf; "
-                        "nothing was written") from None
+        said = f"{shown(url)} cannot be used ({_reason(error)})"
+        look = "user, database, ~/.pgpass and pg_hba.conf"
+        if kept_in is not None:
+            raise RunError(f"the study's database {said}; look whether the server runs, and at {look}; the URL is in "
+                           f"{kept_in}") from None
+        raise UserError(f"--storage: {said}; expected a PostgreSQL server that answers: look whether it runs, and at "
+                        f"{look}; nothing was written") from None
 
 
 def connect(url: URL) -> "Database":
     """The storage in the database at `url`, with its tables. Any number of processes may call this at once."""
     text = url.render_as_string(hide_password=False)
     engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-    sqlalchemy.event.listen(engine, "do_connect", _patient)
+    sqlalchemy.event.listen(engine, "do_connect", _connect)
     with engine.begin() as connection:
         # Optuna's "create tables if there are none" fails in all but the first of several processes.
         connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(CREATING)))
         # Few connections, each tried before use: a server has 100 of them, and a trial may last longer than one lives.
         backend = RDBStorage(text, engine_kwargs={"pool_size": 1, "pool_pre_ping": True})
-    sqlalchemy.event.listen(backend.engine, "do_connect", _patient)
+    sqlalchemy.event.listen(backend.engine, "do_connect", _connect)
     return Database(backend)
 
 
@@ -88,7 +99,7 @@ class Database(_CachedStorage):
             newest = max((trial._trial_id for trial in study.trials.values()), default=-1)
             unfinished = {trial._trial_id: trial.state for trial in study.trials.values()
                           if not trial.state.is_finished()}
-            with self._backend.scoped_session() as session:
+            with self._session() as session:
                 states = dict(session.query(TrialModel.trial_id, TrialModel.state).filter(
                     TrialModel.study_id == study_id,
                     TrialModel.state.in_(UNFINISHED) | (TrialModel.trial_id > newest)).all())
@@ -100,7 +111,7 @@ class Database(_CachedStorage):
 
     def add_all(self, study_id: int, trials: Sequence[FrozenTrial]) -> None:
         """Add these trials, all or none. Optuna's own way asks the server some twenty times for each."""
-        with self._backend.scoped_session() as session, session.begin():
+        with self._session() as session, session.begin():
             models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
             first = session.query(TrialModel).filter(TrialModel.study_id == study_id).count()
             rows = [TrialModel(study_id=study_id, number=number, state=trial.state, datetime_start=trial.datetime_start,
@@ -108,6 +119,15 @@ class Database(_CachedStorage):
             session.add_all(rows)
             session.flush()  # from here on they have ids
             session.add_all(part for row, trial in zip(rows, trials) for part in _parts(row.trial_id, trial))
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """A session; a server that goes away meanwhile is a `RunError`, as it is when it does not answer at all."""
+        try:
+            with self._backend.scoped_session() as session:
+                yield session
+        except SQLAlchemyError as error:
+            raise RunError(f"the study's database failed ({_reason(error)})") from None
 
     def _fetch(self, study_id: int, ids: set[int], newest: int) -> list[FrozenTrial]:
         """These trials; the whole study is read where they are many."""
@@ -133,22 +153,13 @@ def _parts(trial_id: int, trial: FrozenTrial) -> Iterator[models.BaseModel]:
                                                  intermediate_value_type=kind)
 
 
-def _patient(dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
-    """Connect, and wait for a server that does not answer: it may be starting again."""
+def _connect(dialect: Any, record: Any, arguments: list[Any], keywords: dict[str, Any]) -> Any:
+    """Connect. Raises `RunError` if the server does not answer; waiting for it is the worker's business."""
     keywords.setdefault("connect_timeout", ANSWER_WITHIN)
-    end, said = time.monotonic() + PATIENCE, False
-    while True:
-        try:
-            return dialect.connect(*arguments, **keywords)
-        except dialect.loaded_dbapi.OperationalError as error:
-            if time.monotonic() > end:
-                raise RunError(f"the study's PostgreSQL server did not answer for {PATIENCE:.0f} s ({_first(error)}); "
-                               "start the worker again when it does: running trials are continued") from None
-            if not said:
-                warnings.warn(f"the study's PostgreSQL server does not answer ({_first(error)}); waiting for it",
-                              stacklevel=2)
-                said = True
-            time.sleep(1)
+    try:
+        return dialect.connect(*arguments, **keywords)
+    except dialect.loaded_dbapi.OperationalError as error:
+        raise RunError(f"the study's database does not answer ({_first(error)})") from None
 
 
 def _reason(error: SQLAlchemyError) -> str:
@@ -156,5 +167,7 @@ def _reason(error: SQLAlchemyError) -> str:
 
 
 def _first(error: BaseException) -> str:
-    """An error of the driver as half a line."""
-    return " ".join(str(error).split())[:200]
+    """An error of the driver as half a line: of ``connection to server at ... failed: WHY`` and the hint below it WHY.
+    """
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line.rpartition("failed: ")[2].strip()[:120]

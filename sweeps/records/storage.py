@@ -37,9 +37,9 @@ def choose(folder: StudyFolder) -> str | None:
         known = folder.storage_file.read_text().strip() if folder.storage_file.is_file() else JOURNAL
         if folder.storage is not None and _normal(folder.storage) != known:
             raise UserError(f"--storage: got '{folder.storage}', but study '{folder.config.name}' is in "
-                            f"{known if known != JOURNAL else folder.journal}; leave out --storage, or give the study "
-                            "another name")
-        _check(known)
+                            f"{_shown(known) if known != JOURNAL else folder.journal}; leave out --storage, or give "
+                            "the study another name")
+        _check(known, folder)
         return None if known == JOURNAL else known
     url = _normal(asked)
     _check(url)
@@ -47,9 +47,9 @@ def choose(folder: StudyFolder) -> str | None:
         return None
     # A planner of this very folder writes the file first: what it makes meanwhile is no stranger's.
     if folder.config.name in _names(url) and not folder.storage_file.is_file():
-        raise UserError(f"--storage: {url} holds a study '{folder.config.name}' already, of another folder than "
-                        f"{folder.path}; give this one another name, name the other's folder by --root, or remove that "
-                        f"study: optuna delete-study --study-name {shlex.quote(folder.config.name)} --storage "
+        raise UserError(f"--storage: {_shown(url)} holds a study '{folder.config.name}' already, of another folder "
+                        f"than {folder.path}; give this one another name, name the other's folder by --root, or remove "
+                        f"that study: optuna delete-study --study-name {shlex.quote(folder.config.name)} --storage "
                         f"{shlex.quote(url)}")
     return url
 
@@ -82,7 +82,7 @@ def load(folder: StudyFolder) -> optuna.Study:
     """The study in `folder`, which the planner made. Raises `UserError` if it was not started, or is out of reach."""
     folder.require()
     config = folder.config
-    _check(address(folder) if folder.storage_file.is_file() else JOURNAL)
+    _check(address(folder) if folder.storage_file.is_file() else JOURNAL, folder)
     try:
         return optuna.load_study(storage=_open(folder), study_name=config.name,
                                  sampler=optuna_parts.sampler(config, 0),
@@ -132,11 +132,17 @@ def _normal(text: str) -> str:
     return database.parse(text).render_as_string()
 
 
-def _check(url: str) -> None:
+def _shown(url: str) -> str:
+    from sweeps.records import database
+
+    return database.shown(database.parse(url))
+
+
+def _check(url: str, of: StudyFolder | None = None) -> None:
     if url != JOURNAL:
         from sweeps.records import database
 
-        database.check(database.parse(url))
+        database.check(database.parse(url), of.storage_file if of else None)
 
 
 def _names(url: str) -> list[str]:

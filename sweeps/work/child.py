@@ -46,6 +46,15 @@ class Stop:
             self.then()
 
 
+class Held:
+    """What `hold` keeps, for work that waits before `Stop.install`."""
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that came, if one did."""
+        return signal.SIGUSR1 if signal.SIGUSR1 in signal.sigpending() else None
+
+
 def hold() -> None:
     """Keep USR1 until `Stop.install`, also over an exec: it ends a process that does not catch it, and a job whose time
     limit is hardly longer than its warning gets it while Python still imports."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 from optuna.exceptions import StorageInternalError
 
 from diffusion_lm.errors import DiskError, RunError
-from sweeps.work.child import Stop
+from sweeps.work.child import Held, Stop
 
 T = TypeVar("T")
 
@@ -20,6 +20,7 @@ FAULTS = (OSError, RunError, StorageInternalError)
 LIMIT = 300.0  # seconds of trying
 FIRST, LONGEST = 1.0, 30.0  # seconds between two tries
 SLICE = 0.2  # seconds after which a wait looks whether the worker has to stop
+LONGEST_LINE = 120  # characters of what a storage said
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ENOLCK,
            errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
 """Errors that may be gone in a minute; a folder that is read-only stays so."""
@@ -32,7 +33,7 @@ class GaveUp(RunError):
 class Patience:
     """Calls what may fail for a while. It must do no harm to do it twice."""
 
-    def __init__(self, stop: Stop):
+    def __init__(self, stop: Stop | Held):
         self.stop = stop
 
     def __call__(self, action: Callable[[], T]) -> T:
@@ -71,6 +72,9 @@ def what(error: BaseException) -> str:
     """An error in one line: of a file its name and why, of Optuna's wrapper what the database said."""
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
-    text = " ".join(str(cause).split()) or type(cause).__name__
-    return f"the study's storage failed ({text[:300]})" if isinstance(error, StorageInternalError) else text
+    if isinstance(error, StorageInternalError):
+        cause = error.__cause__ or error
+        # Of a database's error what the driver said: SQLAlchemy adds the statement with all its values.
+        lines = str(getattr(cause, "orig", None) or cause).splitlines() or [type(cause).__name__]
+        return f"the study's storage failed ({lines[0][:LONGEST_LINE]})"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -51,19 +51,19 @@ class Worker:
                 self._work(claim)
         except FAULTS as error:
             print(f"error: {what(error)}", flush=True)
-            return children.INTERRUPTED
+            return children.CTRL_C if self.stop.signal is SIGINT else self._later(began=True)
         if self.stop.signal is SIGINT:
             return children.CTRL_C
         if self.stop.signal is None and not self.out_of_time:
             return children.CRASHED if self.failed else children.FINISHED
-        return self._later()
+        return self._later(bool(self.begun))
 
-    def _later(self) -> int:
+    def _later(self, began: bool) -> int:
         """Have SLURM start this job once more, where there is more to do. Returns the exit code."""
         task = slurm.task()
         if task is None or not (self.stop.signal is SIGUSR1 or self.out_of_time):
             return children.INTERRUPTED
-        if not self.begun:
+        if not began:
             print(f"job {task} was told to stop before it began a trial: ask for more time (sbatch --time), or to be "
                   "told later (--signal=B:USR1@60, in seconds before the end)", flush=True)
             if slurm.life() >= IDLE_LIVES:

@@ -1,12 +1,19 @@
 """Workers whose disk or storage fails: training goes on, one line says it, and no trial is lost."""
 
+import os
 import resource
+import signal
 
 import pytest
 
 from diffusion_lm.errors import DiskError
+from sweeps.__main__ import main
+from sweeps.analysis import report
+from sweeps.cluster import snapshot
 from sweeps.definition import planner
+from sweeps.work import child
 from sweeps.work.patience import may_pass
+from sweeps.work.worker import Worker
 
 
 def lives(record):
@@ -56,6 +63,40 @@ def test_a_storage_that_stays_away_is_left_in_one_line(write_study, start, work,
     assert work(path)[0] == [0]
     (record,) = records_of(path)
     assert record.state == "complete" and lives(record) == [0], "training had ended, and is not repeated"
+
+
+def test_a_job_told_to_stop_while_the_storage_is_away_is_queued_again(write_study, start, records_of, folder_of, work,
+                                                                      eventually, unanswered, monkeypatch, tmp_path):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, does in (("scontrol", f'echo "$@" >> {tmp_path}/asked'), ("squeue", "exit 1")):
+        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tools / name).chmod(0o755)
+    with monkeypatch.context() as job:
+        for name, value in {"SLURM_JOB_ID": "7", "PATH": f"{tools}:{os.environ['PATH']}"}.items():
+            job.setenv(name, value)
+        path = write_study(overrides={"steps": 200, "pause": 0.05})
+        (worker,) = start(path)
+    eventually((folder_of(path).path / "0000-fake" / "checkpoint").exists)
+    unanswered.touch()
+    worker.send_signal(signal.SIGUSR1)
+    said, _ = worker.communicate(timeout=20)
+    assert worker.returncode == 75 and said.count("error: ") == 1, said
+    assert "the study's storage failed (gone); no trial is lost" in said
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize(("code", "reports"), [(0, 1), (1, 1), (75, 0), (130, 0)])
+def test_a_worker_that_has_to_stop_does_not_ask_the_storage_for_a_report(write_study, monkeypatch, tmp_path, code,
+                                                                        reports):
+    asked = []
+    monkeypatch.setattr(snapshot, "enter", lambda *arguments: None)
+    monkeypatch.setattr(snapshot, "record", lambda *arguments: None)
+    monkeypatch.setattr(child, "hold", lambda: None)
+    monkeypatch.setattr(Worker, "run", lambda self: code)
+    monkeypatch.setattr(report, "close", asked.append)
+    path = write_study(experiment="quickstart")
+    assert main(["run", str(path), "--root", str(tmp_path / "runs")]) == code and len(asked) == reports
 
 
 def test_a_full_disk_in_the_worker_costs_one_line_and_no_trial(write_study, start, work, records_of, folder_of,

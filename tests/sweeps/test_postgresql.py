@@ -1,5 +1,6 @@
 """Studies in PostgreSQL: the URL, what is refused and how, the tables' race, a server that goes away and comes back."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -8,9 +9,11 @@ import time
 import optuna
 import pytest
 
-from diffusion_lm.errors import UserError
+from diffusion_lm.errors import RunError, UserError
 from sweeps.definition import planner
 from sweeps.records import database, storage
+from sweeps.work.child import Stop
+from sweeps.work.patience import Patience
 
 
 def planned(folder, experiments):
@@ -21,6 +24,7 @@ def planned(folder, experiments):
     ("sqlite:///s.db", "SQLite is no place for several workers: it hands one waiting trial to two of them and is not "
                        "safe on NFS; leave out --storage (a journal) or give postgresql://USER@HOST/DATABASE"),
     ("mysql://me@host/db", "got a URL of 'mysql', expected postgresql://USER@HOST/DATABASE"),
+    ("postgresql://u@127.0.0.1:abc/d", "got 'postgresql://u@127.0.0.1:abc/d', expected a URL such as"),
     ("host/db", "got 'host/db', expected a URL such as postgresql://USER@HOST/DATABASE"),
     ("postgresql://me:secret@host/db", "got a URL with a password"),
     ("postgresql://me@host/db?password=secret", "put it into ~/.pgpass (chmod 600) or PGPASSWORD"),
@@ -40,9 +44,23 @@ def test_server_that_does_not_answer_is_one_line(write_study, tmp_path, capsys):
     command = [sys.executable, "-m", "sweeps", "plan", str(path), "--root", str(tmp_path / "runs"), "--storage", url]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert f"--storage: postgresql+psycopg://me@/db?host={tmp_path} cannot be used" in done.stderr.replace("%2F", "/")
+    assert f"--storage: {url} cannot be used (No such file or directory)" in done.stderr, "the URL as it was typed"
     assert "look whether it runs, and at user, database, ~/.pgpass and pg_hba.conf; nothing was written" in done.stderr
     assert not (tmp_path / "runs" / "s").exists()
+
+
+def test_server_of_a_started_study_that_is_away_is_waited_for_by_workers(write_study, folder_of, experiments, tmp_path):
+    """A job that is queued again may start before the server does; a command that only looks says it and ends."""
+    folder = folder_of(write_study())
+    folder.path.mkdir(parents=True)
+    folder.storage_file.write_text(f"postgresql+psycopg://me@/db?host={tmp_path}\n")
+    for ask in (storage.choose, lambda folder: planned(folder, experiments)):
+        with pytest.raises(RunError) as error:
+            ask(folder)
+        assert str(error.value) == (
+            f"the study's database postgresql://me@/db?host={tmp_path} cannot be used (No such file or directory); "
+            f"look whether the server runs, and at user, database, ~/.pgpass and pg_hba.conf; the URL is in "
+            f"{folder.storage_file}")
 
 
 def test_study_says_itself_where_it_is(write_study, folder_of, experiments, postgresql, monkeypatch, tmp_path, capsys):
@@ -99,18 +117,21 @@ def test_tables_are_made_by_many_at_once(postgresql):
     assert not failed
 
 
-def test_server_that_comes_back_is_waited_for(write_study, folder_of, experiments, postgresql):
+def test_server_that_comes_back_is_waited_for(write_study, folder_of, experiments, postgresql, capfd):
     folder = folder_of(write_study(arms={"a": {}, "b": {}}))
     folder.storage = postgresql.url()
     study = planned(folder, experiments)
     trial = study.ask()
     postgresql.stop()
-    tell = threading.Thread(target=study.tell, args=(trial, 1.0))
-    with pytest.warns(UserWarning, match="PostgreSQL server does not answer .*waiting for it"):
-        tell.start()
-        time.sleep(0.5)
-        postgresql.start()  # not in the thread: the server dies with the thread that starts it
-        tell.join(20)
+    patiently = Patience(Stop())
+    tell = threading.Thread(target=lambda: patiently(lambda: study.tell(trial, 1.0, skip_if_finished=True)))
+    tell.start()
+    time.sleep(0.5)
+    postgresql.start()  # not in the thread: the server dies with the thread that starts it
+    tell.join(20)
+    said = capfd.readouterr()
+    assert said.out.count("\n") == 1 and said.err == "", said
+    assert re.fullmatch(r"the study's database does not answer \(.{5,60}\); trying again for 300 s\n", said.out), said
     assert [trial.value for trial in storage.load(folder).trials] == [1.0, None]
 
 
