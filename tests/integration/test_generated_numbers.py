@@ -9,11 +9,12 @@ GAUSSIAN = ["objective=gaussian", "training.samples=0", "evaluation.samples=3"]
 @pytest.fixture(scope="module")
 def weights(shared):
     """A run that others start from, with a prompt in some of its texts."""
-    shared.train("weights", "objective=gaussian", "training.steps=4", "prompt.fraction=0.5")
-    return "weights"
+    shared.train("drawn-weights", "objective=gaussian", "training.steps=4", "prompt.fraction=0.5")
+    return "drawn-weights"
 
 
-def drawn(shared, weights, run, *overrides):
+def drawn(shared, weights, name, *overrides):
+    run = f"drawn-{name}"
     shared.train(run, *GAUSSIAN, "sampler=ddim", f"training.from_pretrained={weights}", FROZEN, "training.steps=1",
                  "training.warmup_steps=0", "training.ema_decay=0", "training.val_every=0", "prompt.fraction=0.5",
                  *overrides)
@@ -21,14 +22,14 @@ def drawn(shared, weights, run, *overrides):
 
 
 def test_only_the_last_validation_draws(shared):
-    shared.train("twice", *GAUSSIAN, "sampler.num_steps=5")
-    reports = shared.reports("twice")
+    shared.train("drawn-twice", *GAUSSIAN, "sampler.num_steps=5")
+    reports = shared.reports("drawn-twice")
     assert [step for step, line in reports.items() if "gen/entropy" in line] == [max(reports)]
     last = reports[max(reports)]
     assert last["gen/calls"] == 6  # five steps, and one that says the tokens
     assert 0 <= last["gen/common_3grams"] <= 1 and 0 < last["gen/entropy"] < 5.55
     assert "gen/reference_3grams" not in last
-    assert shared.curves("twice")["gen/entropy"] == {max(reports): pytest.approx(last["gen/entropy"])}
+    assert shared.curves("drawn-twice")["gen/entropy"] == {max(reports): pytest.approx(last["gen/entropy"])}
 
 
 def test_frozen_weights_draw_by_another_sampler_with_the_same_bound(shared, weights):
