@@ -21,7 +21,7 @@ class Stopped(Exception):
 
 
 class Checkpoints(Callback):
-    """Writes last.ckpt: every so many steps, after validations, at the end, and before it stops for a signal.
+    """Writes last.ckpt: every so many steps, after validations, at the end, and before it stops for a signal or STOP.
 
     A signal only sets a flag; all devices decide together at the end of a batch (a handler that saves by itself hangs
     when one rank is slower). At a step that is validated the checkpoint is written after the validation, so that a
@@ -36,29 +36,26 @@ class Checkpoints(Callback):
     def on_train_start(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         self._step = trainer.global_step
         self.signal.install()
-        if trainer.global_step < trainer.max_steps and self._told_to_stop(trainer):
-            self._stop(trainer, INTERRUPTED)
+        if trainer.global_step < trainer.max_steps and (why := self._told_to_stop(trainer)):
+            self._stop(trainer, why)
 
     def on_train_batch_end(self, trainer: Trainer, module: lightning.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step or self._validates(trainer):
             return
         self._step = trainer.global_step
-        stop = self._told_to_stop(trainer)
+        why = self._told_to_stop(trainer)
         last = trainer.global_step == trainer.max_steps
-        if stop or last or trainer.global_step % self.every == 0:
+        if why or last or trainer.global_step % self.every == 0:
             self._save(trainer)
-        if stop and not last:
-            self._stop(trainer, INTERRUPTED)
+        if why and not last:
+            self._stop(trainer, why)
 
     def on_validation_end(self, trainer: Trainer, module: lightning.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
         self._save(trainer)
-        if trainer.global_step < trainer.max_steps:
-            if trainer.strategy.reduce_boolean_decision(self.run.stop_file.exists(), all=False):
-                self._stop(trainer, PRUNED)
-            elif self._told_to_stop(trainer):
-                self._stop(trainer, INTERRUPTED)
+        if trainer.global_step < trainer.max_steps and (why := self._told_to_stop(trainer)):
+            self._stop(trainer, why)
 
     def _save(self, trainer: Trainer) -> None:
         trainer.logger.save()  # first the curves up to this step: a resumed run does not log them again
@@ -67,8 +64,12 @@ class Checkpoints(Callback):
     def _validates(self, trainer: Trainer) -> bool:
         return bool(self.val_every) and trainer.global_step % self.val_every == 0
 
-    def _told_to_stop(self, trainer: Trainer) -> bool:
-        return trainer.strategy.reduce_boolean_decision(self.signal.number is not None, all=False)
+    def _told_to_stop(self, trainer: Trainer) -> str | None:
+        """Why to stop, if any device was told. The first device looks for STOP; the devices agree once a step."""
+        stop = trainer.is_global_zero and self.run.stop_file.exists()
+        if not trainer.strategy.reduce_boolean_decision(stop or self.signal.number is not None, all=False):
+            return None
+        return PRUNED if trainer.strategy.reduce_boolean_decision(stop, all=False) else INTERRUPTED
 
     def _stop(self, trainer: Trainer, why: str) -> NoReturn:
         self.stopped = why

@@ -69,7 +69,7 @@ class Progress:
         if not stop.exists():
             stop.touch()
             self.claim.trial.set_user_attr("reason", f"pruned at step {step} by {type(self.study.pruner).__name__}")
-            say(self.claim, f"pruned at step {step}; training stops at its next validation")
+            say(self.claim, f"pruned at step {step}; training stops after its next step")
 
 
 def describe(line: dict[str, Any]) -> str:

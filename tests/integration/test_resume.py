@@ -227,15 +227,26 @@ def test_stop_file(place, whole):
     assert started.wait().code == 0
     assert place.result("run")["status"] == "finished"
 
-    long = ["training.steps=2000", "training.val_every=20", "training.checkpoint_every=1000"]
+    long = ["training.steps=4000", "training.val_every=2000", "training.checkpoint_every=5"]
     started = place.start("train", "tiny.yaml", "run=long", *long)
-    started.until(lambda: place.lines("long"))
+    started.until(lambda: (place.folder / "long" / "checkpoints" / "last.ckpt").exists())
     (place.folder / "long" / "STOP").touch()
     assert started.wait().code == 3
     result = place.result("long")
-    assert result["status"] == "pruned" and result["step"] % 20 == 0 and result["step"] < 2000
-    assert result["step"] == max(place.reports("long")) == place.checkpoint("long")["global_step"]
-    assert math.isfinite(result["metrics"]["val/nll"])
+    assert result["status"] == "pruned" and 5 <= result["step"] < 2000, "the next validation is not waited for"
+    assert result["step"] == place.checkpoint("long")["global_step"] and not place.reports("long")
+
+
+def test_stop_file_in_a_validation(place):
+    """The validation is reported, and the run ends with its numbers."""
+    started = place.start("train", "tiny.yaml", "run=run", "training.val_every=1", "training.steps=2000",
+                          "training.checkpoint_every=1000")
+    started.until(lambda: place.lines("run"))
+    (place.folder / "run" / "STOP").touch()
+    assert started.wait().code == 3
+    result = place.result("run")
+    assert result["status"] == "pruned" and math.isfinite(result["metrics"]["val/nll"])
+    assert result["step"] == max(place.reports("run")) == place.checkpoint("run")["global_step"] < 2000
 
 
 def test_a_pruned_run_goes_on_when_it_is_asked_to(place, whole):
