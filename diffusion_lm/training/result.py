@@ -12,6 +12,7 @@ from diffusion_lm.data.info import DatasetInfo
 from diffusion_lm.evaluation.floor import ABOVE, ENTROPY_RATE, above_floor
 from diffusion_lm.experiment import COPIED, ROOT
 from diffusion_lm.lightning_module import DiffusionModule
+from diffusion_lm.numbers import fixed
 from diffusion_lm.training.memory import peak_memory
 from diffusion_lm.training.run import Run
 
@@ -55,9 +56,9 @@ def finish(
 def summary(metrics: Mapping[str, float]) -> str:
     """A validation's numbers as a person reads them: the bound, or that there is none and what there is instead."""
     if "val/nll" in metrics:
-        error = f" ± {metrics['val/nll_se']:.4f}" if "val/nll_se" in metrics else ""
-        return f"val/nll {metrics['val/nll']:.4f}{error} nats/token  val/bpb {metrics['val/bpb']:.3f}"
-    found = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("val/")]
+        error = f" ± {fixed(metrics['val/nll_se'], 4)}" if "val/nll_se" in metrics else ""
+        return f"val/nll {fixed(metrics['val/nll'], 4)}{error} nats/token  val/bpb {fixed(metrics['val/bpb'], 3)}"
+    found = [f"{name} {fixed(value, 4)}" for name, value in metrics.items() if name.startswith("val/")]
     return "  ".join(["no bound", *found])
 
 

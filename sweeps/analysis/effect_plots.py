@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from diffusion_lm.numbers import fixed
 from sweeps.analysis.drawing import COLOURS, GREY, ROW, Picture, canvas, styled
 from sweeps.analysis.effects import Effects, Interaction
 from sweeps.analysis.search import Search
@@ -96,8 +97,8 @@ def _heat_map(panel: Any, pair: Interaction, config: StudyConfig) -> None:
     for (line, column), value in np.ndenumerate(values):
         depth = (value - low) / (high - low) if high > low else 0.0
         dark = depth < 0.55 if darker_is_less else depth > 0.45
-        panel.annotate("–" if np.isnan(value) else f"{value:.3f}", (column, line), ha="center", va="center", fontsize=8,
-                       color="#ffffff" if dark else "#000000")
+        panel.annotate("–" if np.isnan(value) else fixed(value, 3), (column, line), ha="center", va="center",
+                       fontsize=8, color="#ffffff" if dark else "#000000")
     panel.set_xticks(range(len(pair.levels[1])), [_level(level) for level in pair.levels[1]], fontsize=8,
                      rotation=35 if sum(len(_level(level)) for level in pair.levels[1]) > 24 else 0)
     panel.set_yticks(range(len(pair.levels[0])), [_level(level) for level in pair.levels[0]], fontsize=8)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from diffusion_lm.evaluation.floor import ENTROPY_RATE
+from diffusion_lm.numbers import fixed
 from sweeps.analysis import pareto
 from sweeps.analysis.comparison import Comparison, Row
 from sweeps.analysis.drawing import COLOURS, GREY, INK, LINES, PALE, ROW, Picture, apart, canvas, styled
@@ -119,7 +120,7 @@ def _forest(arms: list[Arm], points: Callable[[Arm], tuple[list[float], Estimate
         if len(values) > 1:
             axes.plot(values, [place] * len(values), "|", color=arm.colour, markersize=9)
         axes.plot(found.mean, place, "o", color=arm.colour, markersize=6)
-        axes.annotate(f"{found.mean:{'+' if 'difference' in label else ''}.3f}", (1, place), (6, 0), fontsize=8,
+        axes.annotate(fixed(found.mean, 3, "+" if "difference" in label else ""), (1, place), (6, 0), fontsize=8,
                       xycoords=axes.get_yaxis_transform(), textcoords="offset points", va="center")
     low, high = min(extent), max(extent)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05

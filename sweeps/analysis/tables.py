@@ -11,6 +11,7 @@ from rich.table import Table
 
 from diffusion_lm.evaluation.floor import ENTROPY_RATE, above_floor
 from diffusion_lm.kind import CACHE
+from diffusion_lm.numbers import fixed
 from sweeps.analysis import pareto
 from sweeps.analysis.comparison import Comparison, Row
 from sweeps.analysis.statistics import SEQUENCES
@@ -53,7 +54,9 @@ def console() -> Console:
 
 def number(value: float | None, digits: int = 0) -> str:
     """A number with thousands separated, or a dash."""
-    return "–" if value is None else f"{value:,.{digits}f}"
+    if value is None:
+        return "–"
+    return fixed(value, digits) if digits else f"{value:,.0f}"
 
 
 def compact(value: float | None) -> str:
@@ -132,9 +135,8 @@ def _difference(row: Row) -> str:
     if row.against is None:
         return "–"
     found, per_sequence = row.against, row.against.over == SEQUENCES
-    low_high = "".join(f" [{low:+.3f}, {high:+.3f}]" for low, high in filter(None, [found.interval]))
-    return f"{found.mean:+.3f}{low_high} ({found.n:,} sequences)" if per_sequence else (
-        f"{found.mean:+.3f}{low_high} ({found.n})")
+    low_high = f" [{', '.join(fixed(end, 3, '+') for end in found.interval)}]" if found.interval else ""
+    return f"{fixed(found.mean, 3, '+')}{low_high} ({f'{found.n:,} sequences' if per_sequence else found.n})"
 
 
 def terminal(text: Text, title: str = "", dim: int = 0) -> Table:

@@ -5,6 +5,7 @@ from typing import Any
 
 from optuna.pruners import NopPruner
 
+from diffusion_lm.numbers import fixed
 from sweeps.records import trial_files
 from sweeps.records.claim import Claim
 from sweeps.work.patience import FAULTS, what
@@ -84,7 +85,7 @@ def bound(value: float | None, error: float | None) -> str:
     """A bound with its standard error; a dash where there is none."""
     if value is None:
         return "–"
-    return f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    return fixed(value, 3) + ("" if error is None else f" ± {fixed(error, 3)}")
 
 
 def say(claim: Claim, text: str) -> None:

@@ -149,7 +149,8 @@ def _sorting(driver, table):
 def test_every_end_of_a_life_is_listed():
     """A trial that went on after a lost node, one that failed for good after two lives, one that was pruned."""
     def record(number, state, **notes):
-        return SimpleNamespace(number=number, state=state, cell="a", seed=number, note={"node": "n1", **notes}.get)
+        return SimpleNamespace(number=number, state=state, cell="a", seed=number, result={"status": "finished"},
+                               note={"node": "n1", **notes}.get)
 
     lost = {"class": "node", "life": 0, "reason": "killed by signal 9", "step": 20}
     records = [record(0, "complete", failures=[lost], retry_of=None),

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,12 @@ import pytest
 from optuna_dashboard import get_note
 
 from diffusion_lm.errors import run_command
+from diffusion_lm.training.result import summary
 from sweeps.__main__ import main
 from sweeps.analysis import comparison, report, sections, tables
+from sweeps.analysis.statistics import Estimate
 from sweeps.records import storage
+from sweeps.work import progress
 
 
 @pytest.fixture
@@ -97,6 +101,21 @@ def test_sampled_study_shows_the_best_of_each_arm(write_study, work, tmp_path, c
     assert [rows[cell]["trials"] for cell in "ab"] == [3, 3] and len(rows["a"]["folders"]) == 1
     assert run_command(main, ["report", str(path), "--root", str(tmp_path / "runs")]) == 0
     assert "best of them" in (said := capsys.readouterr().out) and f"lr={rows['a']['params']['lr']:.4g}" in said
+
+
+def test_the_bound_of_a_run_that_diverges_is_three_digits_long(config, trial):
+    table = comparison.compare(config, [trial("good", 2.5), trial("bad", 88106676024654984301785617793024.0)])[0]
+    assert [row[2] for row in tables.cells(config, table).rows[:2]] == ["2.500", "8.81e+31"]
+    assert progress.describe({"step": 1, "val/nll": 8.8106e31, "val/nll_se": 2.0e6}) == (
+        "step 1   val/nll 8.81e+31 ± 2e+06")
+    assert summary({"val/nll": 8.8106e31, "val/nll_se": 0.5, "val/bpb": 1e32}) == (
+        "val/nll 8.81e+31 ± 0.5000 nats/token  val/bpb 1e+32")
+    assert summary({"val/mse": -2e9}) == "no bound  val/mse -2e+09"
+    (bad,) = (row for row in table.rows if row.cell == "bad")
+    row = replace(bad, against=Estimate(-2.5e8, 1e7, 2))
+    shown = tables.cells(config, comparison.Comparison(corpus=table.corpus, rows=[row]))
+    assert shown.rows[0][shown.header.index("minus a [95 %]")] == "-2.5e+08 [-3.77e+08, -1.23e+08] (2)", "12.7 errors"
+    assert tables.number(1234567) == "1,234,567", "a rate is no bound"
 
 
 @pytest.fixture
