@@ -21,16 +21,19 @@ from sweeps.records.history import TrialRecord
 from sweeps.watch import dashboard, tensorboard
 from sweeps.work import room
 
+REPORT = "report.json"
 NOTES = ("arm", "replicate", "restarts", "failure", "reason", "retry_of", "from", "worker", "node", "slurm_job",
          "machine", "git", "peak_memory")
 """User attributes that are columns of report.csv."""
 
 
-def show(folder: StudyFolder, as_json: bool = False) -> None:
-    """Print the report and write its files. Raises `UserError`."""
+def show(folder: StudyFolder, as_json: bool = False, again: bool = True) -> None:
+    """Print the report and write its files; without `again`, only if those there say something else. Raises
+    `UserError`."""
     study = storage.load(folder)
     report = sections.gather(folder, study)
-    write(report, study)
+    if again or not _written(report):
+        write(report, study)
     if as_json:
         print(json.dumps(_json(report), indent=2))
         return
@@ -51,7 +54,8 @@ def close(folder: StudyFolder) -> None:
         print(f"{folder.config.name}: {open_trials} of {folder.config.size} trials are not over; see "
               f"`python -m sweeps status {shlex.quote(str(folder.definition))}{_root(folder)}`", flush=True)
         return
-    show(folder)
+    with folder.lock("report.lock"):  # of the workers that end together one writes it
+        show(folder, again=False)
 
 
 def write(report: Report, study: optuna.Study) -> None:
@@ -69,12 +73,21 @@ def write(report: Report, study: optuna.Study) -> None:
         write_text(path / "report.md", "\n\n".join([f"# {report.folder.config.name}", *body]) + "\n")
         write_text(path / "report.html", page.html(report))
         write_text(path / "report.csv", trials_csv(report.folder.config, report.records))
-        write_json(path / "report.json", _json(report))
         tensorboard.write_means(report.folder, report.records)
-        dashboard.publish(report.folder, study, report.comparisons, note)
+        with report.folder.lock():  # two that look for what is there and then add it would both add it
+            dashboard.publish(report.folder, study, report.comparisons, note)
+        write_json(path / REPORT, _json(report))  # last: it says that all is there
     except OSError as error:
         raise UserError(f"{path}: the report cannot be written ({error.strerror}); make room or make the folder "
                         "writable, and ask for it again") from None
+
+
+def _written(report: Report) -> bool:
+    """Whether this report is there already. Not by time: the clocks of nodes differ."""
+    try:
+        return json.loads((report.folder.path / REPORT).read_text()) == json.loads(json.dumps(_json(report)))
+    except (OSError, ValueError):
+        return False
 
 
 def _json(report: Report) -> dict[str, Any]:

@@ -3,14 +3,22 @@
 import errno
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from diffusion_lm.errors import UserError
 from sweeps.definition.study import StudyConfig
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+def training_of(references: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Of the arms' experiments the most training `steps` and the most between validations, `val_every`."""
+    found = [tree.get("training", {}) for tree in references.values()]
+    kept = {key: [tree[key] for tree in found if key in tree] for key in ("steps", "val_every")}
+    return {key: max(values) for key, values in kept.items() if values}
 
 
 class StudyFolder:
@@ -34,11 +42,7 @@ class StudyFolder:
     def training(self) -> dict[str, int]:
         """Of the arms' experiments the most training `steps` and the most between validations, `val_every`; empty as
         long as the study is not started."""
-        if not self.references.is_file():
-            return {}
-        found = [tree.get("training", {}) for tree in json.loads(self.references.read_text()).values()]
-        kept = {key: [tree[key] for tree in found if key in tree] for key in ("steps", "val_every")}
-        return {key: max(values) for key, values in kept.items() if values}
+        return training_of(json.loads(self.references.read_text())) if self.references.is_file() else {}
 
     @property
     def journal(self) -> Path:
@@ -71,11 +75,11 @@ class StudyFolder:
                          "`python -m sweeps run` or `sbatch SLURM/sweep.sh`, or name the folder that has it by --root")
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = "study.lock") -> Iterator[None]:
         """One process at a time, across nodes. The kernel frees it when its holder dies, however it dies."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / "study.lock", "a")  # noqa: SIM115
+            file = open(self.path / name, "a")  # noqa: SIM115
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror}); name another folder by "
                             "--root") from None

@@ -2,12 +2,14 @@
 
 import math
 import statistics
+import subprocess
+import sys
 
 import pytest
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 
-from sweeps.analysis import comparison
+from sweeps.analysis import comparison, report
 from sweeps.records import history, storage
 from sweeps.watch import dashboard, figures
 
@@ -53,6 +55,46 @@ def test_published_again_files_are_replaced_and_not_added(finished):
     dashboard.publish(folder, study, [], "second")
     assert {found.filename: found.artifact_id for found in get_all_artifact_meta(study)} == before
     assert files(folder, study, study)["report.csv"] == "new" and get_note(study) == "second"
+
+
+def publishing(path):
+    """Reports of one study at once, each in a process: all wait for the file `go`."""
+    code = ("import sys, time; from pathlib import Path; from sweeps.analysis import report\n"
+            "from sweeps.definition import study; from sweeps.records.folder import StudyFolder\n"
+            "folder = StudyFolder(study.load(sys.argv[1]), sys.argv[2]); print('ready', flush=True)\n"
+            "while not Path(sys.argv[3]).exists(): time.sleep(0.001)\n"
+            "getattr(report, sys.argv[4])(folder)")
+    definition, root = path / "study.yaml", path.parent
+    return lambda how: subprocess.Popen([sys.executable, "-c", code, definition, root, root / "go", how],
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["close", "show"])
+def test_reports_at_once_attach_each_file_once(finished, how):
+    folder, study = finished
+    start = publishing(folder.path)
+    processes = [start(how) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    (folder.path.parent / "go").touch()
+    for process in processes:
+        out, error = process.communicate(timeout=60)
+        assert process.returncode == 0 and "the whole report: " in out, error
+    names = [found.filename for found in get_all_artifact_meta(study)]
+    assert "report.html" in names and len(names) == len(set(names)), names
+
+
+def test_a_worker_that_ends_second_does_not_write_the_same_report_again(finished, capsys):
+    folder, _ = finished
+    report.close(folder)
+    written = folder.path / "report.html"
+    written.write_text("as it was")
+    report.close(folder)
+    assert written.read_text() == "as it was" and capsys.readouterr().out.count("the whole report: ") == 2
+    (folder.path / "report.json").write_text("{}")  # of another state of the study
+    report.close(folder)
+    assert written.read_text() != "as it was"
 
 
 def test_plots_over_seeds_have_the_means_and_their_intervals(finished):
