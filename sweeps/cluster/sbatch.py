@@ -44,15 +44,19 @@ def width(found: Mapping[str, str]) -> int:
 
 
 def devices(found: Mapping[str, str]) -> int | None:
-    """The tasks of one job, each of them a device of its trial; None where the options do not say."""
+    """The tasks of one job, each a device of its trial; None where the options do not say. Raises `UserError`."""
     if not {"nodes", "ntasks-per-node", "ntasks"} & set(found):
         return None
     if "ntasks-per-node" not in found and "ntasks" in found:
-        return int(found["ntasks"])
-    nodes, each = found.get("nodes", "1"), found.get("ntasks-per-node", "1")
-    if not (nodes.isdigit() and each.isdigit()):
-        raise UserError(f"--nodes, --ntasks-per-node: got '{nodes}', '{each}', expected numbers")
-    return int(nodes) * int(each)
+        return _number(found, "ntasks")
+    return _number(found, "nodes") * _number(found, "ntasks-per-node")
+
+
+def _number(found: Mapping[str, str], name: str) -> int:
+    text = found.get(name, "1")
+    if not re.fullmatch(r"0*[1-9]\d*", text):
+        raise UserError(f"--{name}: got '{text}', expected one number from 1 on, like --{name}=2")
+    return int(text)
 
 
 def _read(words: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,9 @@ from sweeps.commands.base import add_code, add_storage
 HELP = "time a few steps of every arm and say how many hours the whole would take; writes nothing"
 KINDS = {"study": "SLURM/sweep.sh", "experiment": "SLURM/train.sh"}
 
+PASSED_ON = {"root": "runs", "storage": None, "code": "own"}
+"""Options that go to the script as they were typed, and what they are without that."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=KINDS, help="what is estimated")
@@ -28,12 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     script = Path(arguments.script or KINDS[arguments.kind])
     options = sbatch.options(script, arguments.sbatch)
-    root = [] if arguments.root == "runs" else ["--root", arguments.root]
-    core, width = experiments.Core(), sbatch.width(options)
-    print(sbatch.line(options, script, [arguments.name, *arguments.overrides, *root]), end="\n\n", flush=True)
+    more = [word for name, without in PASSED_ON.items() if (value := getattr(arguments, name)) != without
+            for word in (f"--{name}", value)]
+    core, width, devices = experiments.Core(), sbatch.width(options), sbatch.devices(options) or 1
+    print(sbatch.line(options, script, [arguments.name, *arguments.overrides, *more]), end="\n\n", flush=True)
     if arguments.kind == "study":
         costs = estimate.study(study.load(arguments.name), core, estimate.measure)
     else:
         costs = estimate.experiment(arguments.name, arguments.overrides, core, estimate.measure)
-    print(estimate.text(costs, sbatch.devices(options) or 1, width))
+    print(estimate.text(costs, devices, width))
     return 0

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lm.errors import UserError
+from diffusion_lm.errors import UserError, run_command
+from sweeps.__main__ import main
 from sweeps.cluster import estimate, sbatch
 from sweeps.definition import study
 
@@ -96,6 +97,27 @@ def test_tasks_are_devices(found, devices):
 def test_what_sbatch_would_not_take(script, typed, said):
     with pytest.raises(UserError, match=said):
         sbatch.width(sbatch.options(script, typed, {}))
+
+
+@pytest.mark.parametrize(("typed", "said"), [
+    ("--nodes=1-2", "--nodes: got '1-2', expected one number from 1 on, like --nodes=2"),
+    ("--nodes=2 --ntasks-per-node=0", "--ntasks-per-node: got '0', expected one number from 1 on"),
+    ("--ntasks=x", "--ntasks: got 'x', expected one number from 1 on, like --ntasks=2")])
+def test_a_number_of_tasks_that_is_none_is_refused_before_anything_is_timed(write_study, monkeypatch, capsys, typed,
+                                                                           said):
+    monkeypatch.setattr(estimate, "measure", lambda path: pytest.fail("timed"))
+    code = run_command(main, ["estimate", "study", str(write_study(experiment="quickstart")), f"--sbatch={typed}"])
+    shown = capsys.readouterr()
+    assert code == 2 and shown.out == "" and said in shown.err and shown.err.count("\n") == 1
+
+
+def test_the_line_has_every_option_that_was_typed(write_study, monkeypatch, capsys):
+    monkeypatch.setattr(estimate, "measure", lambda path: TIMED)
+    path = write_study(experiment="quickstart")
+    for more in ([], ["--root", "elsewhere", "--storage", "postgresql://me@host/db", "--code", "new"]):
+        assert main(["estimate", "study", str(path), *more]) == 0
+        line = capsys.readouterr().out.splitlines()[0]
+        assert line.startswith("sbatch ") and line.endswith(" ".join(["SLURM/sweep.sh", str(path), *more]))
 
 
 @pytest.mark.slow
