@@ -10,7 +10,21 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from signal import SIGKILL, Signals
+from signal import (
+    SIGABRT,
+    SIGBUS,
+    SIGFPE,
+    SIGHUP,
+    SIGILL,
+    SIGKILL,
+    SIGPIPE,
+    SIGSEGV,
+    SIGTERM,
+    SIGUSR1,
+    SIGXCPU,
+    SIGXFSZ,
+    Signals,
+)
 from typing import Any
 
 from sweeps.records import trial_files
@@ -23,6 +37,7 @@ OUT_OF_MEMORY, NOT_FINITE, NODE, TIME, DISK, INPUT, CODE = CLASSES = (
 FAILURES, STOPPED = "failures", "stopped"
 """User attributes: all ends so far; the last life that was told to stop, and so did not die."""
 LONGEST = 300  # characters of a reason: it is kept with every end of the trial
+DEADLY = (SIGHUP, SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGKILL, SIGUSR1, SIGSEGV, SIGPIPE, SIGTERM, SIGXCPU, SIGXFSZ)
 SLURM_SAYS = {
     re.compile(r"oom.kill event", re.I): OUT_OF_MEMORY,
     re.compile(r"DUE TO NODE FAILURE|Node failure on"): NODE,
@@ -107,6 +122,8 @@ def verdict(claim: Claim, allowed: Mapping[str, int]) -> Ending | None:
 
 
 def _describe(code: int) -> str:
-    number = -code if code < 0 else code - 128
-    known = {signal.value: signal.name for signal in Signals}
-    return f"killed by {known[number]}" if number in known else f"exit status {code}"
+    """An exit status in words. A program may end with 128 + N by itself, so only signals that end programs count."""
+    if code < 0 or code - 128 in DEADLY:
+        number = -code if code < 0 else code - 128
+        return f"killed by {Signals(number).name if number in set(Signals) else f'signal {number}'}"
+    return f"exit status {code}"
