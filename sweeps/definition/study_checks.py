@@ -9,6 +9,8 @@ from sweeps.definition import conditions
 from sweeps.definition.space import ARM
 from sweeps.definition.study import StudyConfig
 
+LONGEST = 100
+"""Characters of a name: of a folder, and of files in it that say more behind it."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 GENERATIONAL = ("NSGAIISampler", "NSGAIIISampler")
 POPULATION = 50
@@ -20,6 +22,9 @@ def check(config: StudyConfig) -> None:
     for name in (config.name, *config.arms):
         if not NAME.fullmatch(name):
             raise UserError(f"name '{name}': it names a folder; expected letters, digits and . _ + -")
+        if len(name) > LONGEST:
+            raise UserError(f"name '{name[:20]}...': it names a folder; got {len(name)} characters, expected at most "
+                            f"{LONGEST}")
     if config.baseline is not None and config.baseline not in config.arms:
         raise unknown("baseline: no arm", config.baseline, config.arms)
     _check_keys(config)
@@ -30,10 +35,26 @@ def check(config: StudyConfig) -> None:
         _check_design(config)
     if config.factorial:
         _refuse_in_designs(config)
+    _check_points(config)
+
+
+def _check_points(config: StudyConfig) -> None:
+    """Each fits the space and is there once, and every one of them gets its trials."""
+    tried: list[Mapping[str, Any]] = []
     for index, point in enumerate(config.points):
-        refusal = misfit(config, point, whole=False)
-        if refusal:
+        if refusal := misfit(config, point, whole=False):
             raise UserError(f"points: {index}: {refusal}")
+        each = [point] if ARM in point or not config.arms else [{ARM: arm, **point} for arm in config.arms]
+        if twice := next((params for params in each if params in tried), None):
+            told = ", ".join(f"{key}: {value}" for key, value in twice.items())
+            raise UserError(f"points: {index}: {{{told}}} is there before; remove one of them (replicates are asked "
+                            "for by `seeds`)")
+        tried += each
+    needed = max(1, len(config.seeds)) * len(tried)
+    if needed > config.size:
+        raise UserError(f"points: the {len(config.points)} of them take {needed} trials (each with every arm that it "
+                        f"does not name, and every seed), and the study has {config.size}; expected at least {needed} "
+                        "trials, or fewer points")
 
 
 def _check_keys(config: StudyConfig) -> None:

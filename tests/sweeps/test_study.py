@@ -83,6 +83,8 @@ def test_folder_names_are_safe_and_show_the_seed_only_if_there_are_several():
     ({"arms": ["a"]}, "arms: got ['a'], expected a mapping"),
     ({"arms": {"a": 3}}, "arms.a: got 3, expected a mapping"),
     ({"arms": {"a/b": {}}}, "name 'a/b': it names a folder; expected letters, digits and . _ + -"),
+    ({"name": "n" * 300}, f"name '{'n' * 20}...': it names a folder; got 300 characters, expected at most 100"),
+    ({"arms": {"a" * 101: {}}}, f"name '{'a' * 20}...': it names a folder; got 101 characters, expected at most 100"),
     ({"trials": "12"}, "trials: got '12', expected a whole number"),
     ({"trials": 0}, "trials: got 0, expected at least 1"),
     ({"arms": ARMS, "trials": 3}, "trials: got 3, but the design has 2 cells x 1 seeds; leave out `trials` to visit "
