@@ -65,14 +65,20 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Any:
     if not isinstance(under, dict):
         raise UserError(f"{below}: got {type(under).__name__}, expected a mapping")
     under.pop("name", None)
-    return extended(under, tree)
+    try:
+        return extended(under, tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def extended(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The study `above` over the study `below`."""
+    """The study `above` over the study `below`. Raises `UserError` for a removal of what `below` does not have."""
+    _refuse_removals("", below, above)
     merged = dict(below)
     for key, value in above.items():
         depth = DEPTHS.get(key, 0)
+        if depth and key != "overrides" and isinstance(value, Mapping):
+            _refuse_removals(f"{key}: ", merged.get(key) or {}, value)
         if value is None:
             merged.pop(key, None)
         elif depth and isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
@@ -80,6 +86,17 @@ def extended(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, An
         else:
             merged[key] = value
     return merged
+
+
+def _refuse_removals(place: str, below: Mapping[str, Any], above: Mapping[str, Any]) -> None:
+    """An experiment's keys may be null; other names are not, so that a null there is meant to remove something."""
+    for name, value in above.items():
+        if value is None and name not in below:
+            empty = ", or {} for an arm that changes nothing" if place == "arms: " else ""
+            known = [str(key) for key in below]
+            expected = f"expected one of {', '.join(known)}" if known else "it has no such names at all"
+            raise UserError(f"{place}{name}: null removes it, but the other file has none of that name; {expected}"
+                            f"{empty}{did_you_mean(str(name), known)}")
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any], depth: int, dotted: bool) -> dict[str, Any]:

@@ -68,6 +68,29 @@ def test_a_null_that_removes_nothing_is_a_value(write):
     assert config.overrides == {"a.b": None}
 
 
+@pytest.mark.parametrize(("text", "message"), [
+    ("arms: {bb: null}", "arms: bb: null removes it, but the other file has none of that name; expected one of a, b, "
+     "c, or {} for an arm that changes nothing"),
+    ("arms: {a: null, trans: null}", "arms: trans: null removes it, but "),
+    ("space: {model.d_modl: null}", "space: model.d_modl: null removes it, but the other file has none of that name; "
+     "expected one of model.d_model, training.clip; did you mean 'model.d_model'?"),
+    ("metrics: {val/bpb: null}", "metrics: val/bpb: null removes it, but the other file has none of that name; it has "
+     "no such names at all"),
+    ("trails: null", "trails: null removes it, but the other file has none of that name; expected one of experiment, "
+     "overrides, arms, space, trials, seeds, baseline; did you mean 'trials'?"),
+])
+def test_a_removal_of_what_is_not_there_is_refused(write, tmp_path, text, message):
+    path = write(base=BASE, above=f"extends: base\n{text}\n")
+    with pytest.raises(UserError) as refused:
+        study.load(path)
+    assert str(refused.value).startswith(f"{tmp_path}/above.yaml: {message}")
+
+
+def test_an_arm_that_changes_nothing_is_written_with_braces(write):
+    config = study.load(write(base=BASE, above="extends: base\narms: {d: {}, c: {x: null}}\n"))
+    assert config.arms["d"] == {} and config.arms["c"] == {"x": None}
+
+
 def test_names_of_studies_in_folders_differ_from_those_above(tmp_path):
     (tmp_path / "sweeps/large").mkdir(parents=True)
     assert study_file.default_name(tmp_path / "sweeps/large/lr.yaml") == "large-lr"
