@@ -26,6 +26,10 @@ FROM_TRAINING = {
     "SuccessiveHalvingPruner": {"min_resource": "val_every"},
 }
 
+# What arguments of plain types may be. Optuna looks at most of them when it uses them, which is within a trial.
+KINDS = {"bool": (bool, "true or false"), "int": (int, "a whole number"), "float": ((int, float), "a number"),
+         "str": (str, "text"), "None": (type(None), "null")}
+
 
 def sampler(config: StudyConfig, number: int) -> "BaseSampler":
     """The sampler for trial `number`.
@@ -87,6 +91,15 @@ def remarks(config: StudyConfig) -> list[str]:
     return found
 
 
+def _misfit(value: Any, annotation: Any) -> str | None:
+    """What is expected in the place of `value`; None if nothing is wrong, or if the annotation names other types."""
+    kinds = str(annotation).split(" | ")
+    if not set(kinds) <= set(KINDS) or any(
+            isinstance(value, KINDS[kind][0]) and (kind == "bool" or not isinstance(value, bool)) for kind in kinds):
+        return None
+    return " or ".join(KINDS[kind][1] for kind in kinds)
+
+
 def _seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")
 
@@ -103,6 +116,9 @@ def _build(what: str, kind: type, arguments: Mapping[str, Any]) -> Any:
     for key in arguments:
         if key not in known:
             raise unknown(f"{what}: {kind.__name__} has no argument", key, known)
+        expected = _misfit(arguments[key], known[key].annotation)
+        if expected:
+            raise UserError(f"{what}: {kind.__name__}: {key}: got {arguments[key]!r}, expected {expected}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

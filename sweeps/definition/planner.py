@@ -9,12 +9,12 @@ from omegaconf import OmegaConf
 from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_text
-from sweeps.definition import design, optuna_parts, warm_start
+from sweeps.definition import design, optuna_parts, rehearsal, warm_start
 from sweeps.definition import experiments as experiment_files
 from sweeps.definition import study as study_files
 from sweeps.definition.experiments import Experiments
 from sweeps.records import storage
-from sweeps.records.folder import StudyFolder
+from sweeps.records.folder import StudyFolder, training_of
 
 FREE = ("budget", "restarts")
 """Keys that may change while the study runs: they decide when to stop and not what a trial is."""
@@ -36,6 +36,7 @@ def plan(folder: StudyFolder, experiments: Experiments) -> optuna.Study:
         refuse_changes(folder)
     else:
         optuna_parts.check_pruning(folder.config, references)
+        rehearsal.rehearse(folder.config, training_of(references))
     started = None if references is None else warm_start.read(folder, references)
     with folder.lock():
         storage.settle(folder, url)

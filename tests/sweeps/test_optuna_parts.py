@@ -86,8 +86,50 @@ def test_remarks_on_what_is_weak_and_not_wrong():
     (lambda config: optuna_parts.sampler(config, 0), {"sampler": "GridSampler"},
      "sampler: GridSampler repeats cells when several workers ask; list `choices` and leave out `trials`: the whole "
      "design is then visited exactly once"),
+    (lambda config: optuna_parts.sampler(config, 0), {"sampler": {"name": "TPESampler", "n_startup_trials": "x"}},
+     "sampler: TPESampler: n_startup_trials: got 'x', expected a whole number"),
+    (lambda config: optuna_parts.sampler(config, 0), {"sampler": {"name": "TPESampler", "n_startup_trials": True}},
+     "sampler: TPESampler: n_startup_trials: got True, expected a whole number"),
+    (lambda config: optuna_parts.sampler(config, 0), {"sampler": {"name": "TPESampler", "consider_endpoints": "no"}},
+     "sampler: TPESampler: consider_endpoints: got 'no', expected true or false or null"),
+    (lambda config: optuna_parts.sampler(config, 0), {"sampler": {"name": "TPESampler", "prior_weight": "x"}},
+     "sampler: TPESampler: prior_weight: got 'x', expected a number or null"),
 ])
 def test_what_optuna_cannot_do_is_refused(build, keys, message):
     with pytest.raises(UserError) as refused:
         build(read(**keys))
     assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"sampler": {"name": "TPESampler", "n_ei_candidates": 0}},
+     "sampler: TPESampler: does not work as given (ValueError: "),
+    ({"sampler": {"name": "TPESampler", "gamma": 3}}, "sampler: TPESampler: does not work as given (TypeError: "),
+    ({"sampler": {"name": "NSGAIISampler", "population_size": 4, "crossover": "x"}},
+     "sampler: NSGAIISampler: "),
+    ({"pruner": {"name": "PatientPruner", "patience": 4, "wrapped_pruner": "MedianPruner"}},
+     "pruner: PatientPruner: does not work as given (AttributeError: "),
+])
+def test_arguments_that_fail_when_they_are_used_are_refused_and_leave_nothing(write_study, folder_of, experiments, keys,
+                                                                             message):
+    """After the sampler's start-up, which in these studies is trial 11 of 30."""
+    folder = folder_of(write_study(space=LR, trials=30, **keys))
+    with pytest.raises(UserError) as refused:
+        planner.plan(folder, experiments)
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+    assert not folder.path.exists()
+
+
+def test_what_works_is_rehearsed_and_planned(write_study, folder_of, experiments, train_long, capfd):
+    train_long(2700, 100)
+    conditional = {**LR, "width": [8, 16], "pause": {"low": 0, "high": 0.1, "when": {"width": 8}}}
+    for number, keys in enumerate([
+        {"space": conditional, "arms": {"a": {}, "b": {}}, "pruner": "MedianPruner"},
+        {"pruner": "HyperbandPruner"}, {"pruner": "SuccessiveHalvingPruner", "sampler": "QMCSampler"},
+        {"pruner": {"name": "ThresholdPruner", "upper": 1.5}, "sampler": "RandomSampler"},
+        {"metrics": PAIR, "sampler": {"name": "NSGAIISampler", "population_size": 4}},
+        {"space": {"lr": [0.1, 0.2]}, "trials": None},
+    ]):
+        study = planner.plan(folder_of(write_study(f"s{number}", **{"space": LR, "trials": 60, **keys})), experiments)
+        assert all(trial.state.name == "WAITING" for trial in study.trials), "what was rehearsed is no trial"
+    assert capfd.readouterr().err == ""
