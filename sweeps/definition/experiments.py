@@ -38,6 +38,8 @@ class Experiments(Protocol):
 
     def describe(self, config: Any) -> dict[str, Any]: ...
 
+    def check_data(self, config: Any) -> None: ...
+
 
 class Core:
     """`diffusion_lm.experiment`, imported on first use, and what `diffusion_lm describe` says."""
@@ -53,6 +55,16 @@ class Core:
         if key not in self.described:
             self.described[key] = describe(config)
         return self.described[key]
+
+    def check_data(self, config: Any) -> None:
+        """Raise `UserError` for shards that are not there, or not as the experiment says: what training refuses."""
+        from diffusion_lm.data.datamodule import open_split
+        from diffusion_lm.data.info import data_facts
+        from diffusion_lm.data.manifest import SPLITS
+
+        data_facts(config.data)
+        for split in SPLITS:
+            open_split(config.data, split)
 
     def __getattr__(self, name: str) -> Any:
         from diffusion_lm import experiment
@@ -79,9 +91,7 @@ def try_all(config: StudyConfig, experiments: Experiments, *, build: bool = Fals
                 built.add(model)
                 experiments.describe(loaded)
         except ValueError as error:
-            place = ", ".join(f"{key} {value}" if key == design.ARM else f"{key}={value}"
-                              for key, value in params.items())
-            raise UserError(f"{place}: {error}" if place else str(error)) from None
+            raise UserError(_placed(params, error)) from None
         references.setdefault(params.get(design.ARM, ""), tree)
         kinds.add(experiments.kind(loaded))
     if len(kinds) > 1 and config.pruner.name not in PRUNERS_OF_ONE_TRIAL:
@@ -89,6 +99,30 @@ def try_all(config: StudyConfig, experiments: Experiments, *, build: bool = Fals
         raise UserError(f"pruner: {config.pruner.name} stops trials by the numbers of others, and these are of "
                         f"different kinds ({said}); expected arms of one kind, or pruner NopPruner")
     return references
+
+
+def data_refusals(config: StudyConfig, experiments: Experiments) -> list[str]:
+    """Why trials could not read their data, in one line for each data that differs; none if they could."""
+    found: dict[str, str] = {}
+    seen: set[str] = set()
+    for params in design.probes(config):
+        loaded = experiments.load(config.experiment, design.overrides(config, params, None))
+        tree = _plain(experiments.to_dict(loaded))
+        data = json.dumps(tree.get("data", tree))
+        if data in seen:
+            continue
+        seen.add(data)
+        try:
+            experiments.check_data(loaded)
+        except UserError as error:
+            found.setdefault(str(error), _placed(params, error))
+    return list(found.values())
+
+
+def _placed(params: Mapping[str, Any], error: Exception) -> str:
+    """An error with the cell that it is of."""
+    place = ", ".join(f"{key} {value}" if key == design.ARM else f"{key}={value}" for key, value in params.items())
+    return f"{place}: {error}" if place else str(error)
 
 
 def _of_model(tree: Mapping[str, Any]) -> str:
@@ -129,12 +163,23 @@ def refuse_changes(folder: StudyFolder, experiments: Experiments) -> None:
     its default now is no change.
     """
     then = references(folder)
-    now = try_all(folder.config, experiments)
+    now = _of_arms(folder.config, experiments)
     defaults = {arm: _plain(experiments.default_values(tree)) for arm, tree in now.items()}
     lines = differences(then, _without_new(now, then, defaults))
     if lines:
         raise UserError(f"study '{folder.config.name}': the experiment '{folder.config.experiment}' changed since the "
                         f"study started ({'; '.join(lines[:3])}); restore it, or start a study with another name")
+
+
+def _of_arms(config: StudyConfig, experiments: Experiments) -> dict[str, Any]:
+    """The experiment of each arm as it is now, in the cell that `try_all` took for it."""
+    found: dict[str, Any] = {}
+    for params in design.probes(config):
+        if (arm := params.get(design.ARM, "")) not in found:
+            loaded = experiments.load(config.experiment,
+                                      design.overrides(config, params, config.seeds[0] if config.seeds else None))
+            found[arm] = _plain(experiments.to_dict(loaded))
+    return found
 
 
 def write_trial(config: StudyConfig, folder: Path, params: Mapping[str, Any], seed: int | None,

@@ -20,7 +20,9 @@ def lines(folder: StudyFolder, experiments: Experiments) -> list[str]:
         started = warm_start.read(folder, experiment_files.references(folder))
         found += [f"warm start: {len(started.trials)} finished trials of '{config.warm_start['study']}'",
                   *started.remarks]
-    return [*found, *optuna_parts.remarks(config), *_sizes(config, experiments)]
+    missing = [f"no worker begins a trial yet: {refusal}"
+               for refusal in experiment_files.data_refusals(config, experiments)]
+    return [*found, *optuna_parts.remarks(config), *_sizes(config, experiments), *missing]
 
 
 def _design(config: StudyConfig) -> list[str]:

@@ -74,12 +74,20 @@ class Worker:
 
     def _next(self) -> Claim | None:
         claim = self.patiently(self.claims.resume)
-        if claim is None and self.patiently(self.claims.has_work) and self._has_time():
-            if not self.checked:
-                experiment_files.refuse_changes(self.folder, self.experiments)
-                self.checked = True
-            claim = self.patiently(lambda: self.claims.fresh(self._can_afford))
-        return claim
+        if claim is None and not (self.patiently(self.claims.has_work) and self._has_time()):
+            return None
+        if claim is None or not (claim.folder / trial_files.CONFIG).is_file():
+            self._check()
+        return claim or self.patiently(lambda: self.claims.fresh(self._can_afford))
+
+    def _check(self) -> None:
+        """Raise `UserError`, with no trial touched, for what no trial may begin with."""
+        # Before every trial: each reads the experiment's file anew, and a study runs for days.
+        experiment_files.refuse_changes(self.folder, self.experiments)
+        if not self.checked:
+            for refusal in experiment_files.data_refusals(self.folder.config, self.experiments):
+                raise UserError(refusal)
+            self.checked = True
 
     def _can_afford(self) -> bool:
         """Whether the study may spend on another trial."""

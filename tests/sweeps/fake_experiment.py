@@ -15,6 +15,8 @@ def load(path_or_name, overrides=()):
     if str(path_or_name).endswith("missing"):
         raise UserError(f"experiment '{path_or_name}': no such file")
     config = dict(DEFAULTS)
+    if str(path_or_name).endswith(".yaml"):
+        config |= yaml.safe_load(Path(path_or_name).read_text())
     for override in overrides:
         key, _, value = override.partition("=")
         if key not in DEFAULTS:
@@ -41,6 +43,11 @@ def describe(config):
     if config["width"] % 8:
         raise UserError(f"width: got {config['width']}, expected a multiple of 8")
     return {"parameters, non-embedding": 300 * config["width"], "tokens planned": 1000 * config["steps"]}
+
+
+def check_data(config):
+    if config["corpus"].startswith("/") and not Path(config["corpus"]).exists():
+        raise UserError(f"{config['corpus']}: no such folder of shards")
 
 
 def to_dict(config):

@@ -10,6 +10,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 import fake_experiment  # noqa: E402
 from optuna.exceptions import StorageInternalError  # noqa: E402
 
+from diffusion_lm.errors import run_command  # noqa: E402
 from sweeps.analysis import report  # noqa: E402
 from sweeps.definition import planner, study  # noqa: E402
 from sweeps.records.folder import StudyFolder  # noqa: E402
@@ -46,4 +47,4 @@ if __name__ == "__main__":
     worker.POLL, worker.DISK_PAUSE = 0.05, 0.1
     patience.FIRST, patience.LIMIT = 0.05, float(os.environ.get("PATIENCE", patience.LIMIT))
     progress.REPORT_EVERY = float(os.environ.get("REPORT_EVERY", progress.REPORT_EVERY))
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(run_command(lambda argv: main(*argv), sys.argv[1:]))
