@@ -265,7 +265,7 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a readable YAML file: {error}") from None
+        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: got {type(tree).__name__}, expected a mapping of keys to values")
     base = tree.pop("base", None)
@@ -293,7 +293,7 @@ def _override(text: str) -> dict[str, Any]:
     try:
         return flat(ExperimentConfig, OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=True))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"override '{text}': {error}") from None
+        raise UserError(f"override '{text}': {' '.join(str(error).split())}") from None
 
 
 def to_dict(config: ExperimentConfig) -> dict[str, Any]:

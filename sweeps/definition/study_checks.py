@@ -25,6 +25,9 @@ def check(config: StudyConfig) -> None:
         if len(name) > LONGEST:
             raise UserError(f"name '{name[:20]}...': it names a folder; got {len(name)} characters, expected at most "
                             f"{LONGEST}")
+    if config.baseline is not None and not config.arms:
+        raise UserError(f"baseline: got '{config.baseline}', but the study has no arms; expected one of `arms`, or no "
+                        "baseline")
     if config.baseline is not None and config.baseline not in config.arms:
         raise unknown("baseline: no arm", config.baseline, config.arms)
     _check_keys(config)

@@ -51,7 +51,7 @@ def read(path: Path, seen: tuple[Path, ...] = ()) -> Any:
         # OmegaConf's reader, so that 1e-3 is a number here as it is in an experiment, and a key given twice is refused.
         tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML: {error}") from None
+        raise UserError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict) or "extends" not in tree:
         return tree
     other = tree.pop("extends")

@@ -48,7 +48,7 @@ def _space(key: str, value: Any) -> dict[str, Choices | Range]:
 def _metrics(key: str, value: Any) -> dict[str, str]:
     metrics = _mapping(key, value)
     if not metrics:
-        raise UserError(f"{key}: got none, expected at least one, for example val/nll: minimize")
+        raise UserError(f"{key}: got {{}}, expected at least one, for example val/nll: minimize")
     for name, direction in metrics.items():
         if name not in METRICS:
             raise unknown(f"{key}: no metric", str(name), METRICS)

@@ -35,6 +35,17 @@ def test_numbers_in_a_file_are_read_as_in_experiments(tmp_path):
     assert config.name == "lr" and config.space["lr"].low == 1e-4
 
 
+@pytest.mark.parametrize(("text", "complaint"), [
+    ("experiment: [\n", "did not find expected node content"),
+    ("experiment: a\nexperiment: b\n", "found duplicate key experiment")])
+def test_what_the_reader_of_yaml_says_is_one_line(tmp_path, text, complaint):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        study.load(path)
+    assert complaint in str(error.value) and "\n" not in str(error.value)
+
+
 def test_definition_survives_its_file():
     config = read(name="n", arms=ARMS, space={"x": [1, 2], "y": {"low": 1, "high": 2}}, trials=4, seeds=[0, 1],
                   sampler={"name": "TPESampler", "n_startup_trials": 3}, baseline="a")
@@ -97,6 +108,8 @@ def test_folder_names_are_safe_and_show_the_seed_only_if_there_are_several():
     ({"metrics": {"val/nll": "min"}}, "metrics: val/nll: no direction 'min'; expected one of maximize, minimize"),
     ({"metrics": {"val/nll": "minimize", "val/bpb": "minimize"}, "pruner": "MedianPruner"},
      "pruner: got MedianPruner with 2 metrics, expected one metric: Optuna prunes on a single objective only"),
+    ({"baseline": "a"}, "baseline: got 'a', but the study has no arms; expected one of `arms`, or no baseline"),
+    ({"metrics": {}}, "metrics: got {}, expected at least one, for example val/nll: minimize"),
     ({"arms": ARMS, "baseline": "c"}, "baseline: no arm 'c'; expected one of a, b"),
     ({"space": {"x": 3}}, "space: x: got 3, expected a list of choices or low and high"),
     ({"space": {"x": []}}, "space: x: choices: got [], expected a list with at least one value"),
