@@ -1,7 +1,6 @@
 """Text into shards: `python -m data_prep COMMAND`. Imports no torch."""
 
 import argparse
-import os
 import sys
 import time
 from dataclasses import fields
@@ -76,10 +75,8 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     try:
         options.run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads this has enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+    except BrokenPipeError:  # of what is printed: `run_command` knows
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise RunError(

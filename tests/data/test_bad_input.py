@@ -124,6 +124,13 @@ def test_a_full_disk_is_one_line(run_python, jsonl, texts, tmp_path):
     assert not list(tmp_path.glob("s/dataset.json"))
 
 
+def test_an_unknown_option_is_named_also_where_others_are_missing(refused):
+    line = refused("tokenize", "--sorce", "x", "--out", "y")
+    assert "unknown option '--sorce'; did you mean '--source'?; the following arguments are required: --source" in line
+    line = refused("tokenize", "--outt=y", "--tasks", "2")
+    assert "unknown option '--outt'; did you mean '--out'?;" in line and "'--tasks'" not in line
+
+
 def test_a_reader_that_has_enough(tmp_path, make_shards, texts):
     folder = make_shards(texts)
     command = f"{sys.executable} -m data_prep inspect {folder} --windows 300 | head -n 1"

@@ -1,6 +1,7 @@
 """Bad input through ``python -m sweeps``: one line, exit status 2, nothing written. And --help does not wait."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -110,6 +111,24 @@ def test_status_and_report_of_a_planned_study(command, write_study):
     assert code == 0 and [trial["state"] for trial in json.loads(out)["trials"]] == ["waiting", "waiting"]
     code, out, _ = command("report", path)
     assert code == 0 and "No trial is finished yet." in out
+
+
+def test_a_reader_that_has_enough(tmp_path, write_study):
+    path = write_study(experiment="quickstart")
+    command = [sys.executable, "-m", "sweeps", "plan", path, "--root", tmp_path / "runs"]
+    end, start = os.pipe()
+    os.close(end)
+    done = subprocess.run(command, stdout=start, stderr=subprocess.PIPE, text=True)
+    os.close(start)
+    assert done.returncode == 1 and done.stderr == ""
+
+
+def test_a_pipe_that_breaks_elsewhere_is_not_passed_over():
+    def main(argv):
+        raise BrokenPipeError("of a process that died")
+
+    with pytest.raises(BrokenPipeError, match="of a process that died"):
+        run_command(main, [])
 
 
 def test_help_imports_neither_optuna_nor_torch():

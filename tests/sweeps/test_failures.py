@@ -157,7 +157,7 @@ def test_what_the_kernel_and_slurm_say(tmp_path, monkeypatch, code, added, kille
 @pytest.mark.parametrize(("code", "said"), [
     (-signal.SIGSEGV, "killed by SIGSEGV"), (-signal.SIGWINCH, "killed by SIGWINCH"),
     (128 + signal.SIGTERM, "killed by SIGTERM"), (-40, "killed by signal 40"),
-    (128 + signal.SIGWINCH, "exit status 156"), (128 + signal.SIGCHLD, "exit status 145"), (129 + 64, "exit status 193"),
+    (128 + signal.SIGWINCH, "exit status 156"), (128 + signal.SIGCHLD, "exit status 145"), (193, "exit status 193"),
     (255, "exit status 255"), (4, "exit status 4")])
 def test_only_signals_that_end_programs_are_read_into_an_exit_status(tmp_path, code, said):
     assert ending.Watch(tmp_path).ending(code).reason.startswith(f"{said}: ")
