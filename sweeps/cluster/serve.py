@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from diffusion_lm.errors import RunError
 from sweeps.cluster import slurm
@@ -47,45 +49,62 @@ def optuna(storage: str, artifacts: Path) -> Page:
     return Page("Optuna dashboard", (sys.executable, "-c", main, storage, "--quiet", *more))
 
 
-def run(pages: Sequence[Page]) -> int:
-    """Serve `pages` until a signal. Returns the exit status. Raises `RunError` if one of them ends by itself."""
+def run(pages: Sequence[Page], folder: Path) -> int:
+    """Serve `pages` until a signal; what they say goes into a file in `folder`, for it would bury what is told here;
+    the file stays where one of them failed.
+
+    Returns the exit status. Raises `RunError` if one of them ends by itself.
+    """
     stop = Stop()
     stop.install()
     ports = _free_ports(len(pages))
-    servers = [_start(page, port) for page, port in zip(pages, ports)]
+    log = _log(folder)
+    with open(log, "ab") as said:
+        servers = [_start(page, port, said) for page, port in zip(pages, ports)]
     try:
         for page, port, server in zip(pages, ports, servers):
-            _await(page, port, server, stop)
+            _await(page, port, server, stop, log)
         if stop.signal is None:
             print(_told(pages, ports), flush=True)
         while stop.signal is None:
             time.sleep(POLL)
             for page, server in zip(pages, servers):
                 if server.poll() is not None:
-                    raise RunError(f"{page.title} ended with status {server.returncode}; what it said is above")
+                    raise _ended(page, server, log)
     finally:
         _end(servers)
+    log.unlink(missing_ok=True)
     return CTRL_C if stop.signal is signal.SIGINT else FINISHED
 
 
-def _start(page: Page, port: int) -> subprocess.Popen[bytes]:
+def _log(folder: Path) -> Path:
+    """A file for what the servers say: in the system's folder where the study's is somebody else's."""
+    place = folder if os.access(folder, os.W_OK) else Path(tempfile.gettempdir())
+    return place / f"dashboard-{socket.gethostname()}-{os.getpid()}.log"
+
+
+def _ended(page: Page, server: subprocess.Popen[bytes], log: Path) -> RunError:
+    return RunError(f"{page.title} ended with status {server.returncode}; what it said is in {log}")
+
+
+def _start(page: Page, port: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
     # A group of its own: TensorBoard starts a process that reads its files.
     return subprocess.Popen([*page.command, "--host", HOST, "--port", str(port)], stdin=subprocess.DEVNULL,
-                            stdout=sys.stderr, process_group=0, preexec_fn=die_with_parent(signal.SIGKILL))
+                            stdout=said, stderr=said, process_group=0, preexec_fn=die_with_parent(signal.SIGKILL))
 
 
-def _await(page: Page, port: int, server: subprocess.Popen[bytes], stop: Stop) -> None:
+def _await(page: Page, port: int, server: subprocess.Popen[bytes], stop: Stop, log: Path) -> None:
     """Wait until the page answers, or a signal comes."""
     end = time.monotonic() + PATIENCE
     while stop.signal is None:
         if server.poll() is not None:
-            raise RunError(f"{page.title} ended with status {server.returncode}; what it said is above")
+            raise _ended(page, server, log)
         try:
             urllib.request.urlopen(f"http://{HOST}:{port}/", timeout=5).close()
             return
         except (urllib.error.URLError, OSError):
             if time.monotonic() > end:
-                raise RunError(f"{page.title} does not answer after {PATIENCE} s") from None
+                raise RunError(f"{page.title} does not answer after {PATIENCE} s; what it said is in {log}") from None
         time.sleep(POLL)
 
 

@@ -22,7 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.study is None:
         if not Path(arguments.root).is_dir():
             raise UserError(f"--root: {arguments.root}: no such folder; name the folder that holds the runs")
-        return serve.run([serve.tensorboard(Path(arguments.root))])
+        return serve.run([serve.tensorboard(Path(arguments.root))], Path(arguments.root))
     folder = study_folder(arguments)
     folder.require()
-    return serve.run([serve.tensorboard(folder.path), serve.optuna(storage.address(folder), folder.path / "artifacts")])
+    pages = [serve.tensorboard(folder.path), serve.optuna(storage.address(folder), folder.path / "artifacts")]
+    return serve.run(pages, folder.path)

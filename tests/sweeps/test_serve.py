@@ -13,6 +13,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 SERVER = """
 import http.server, sys
+print("chatter"); print("more chatter", file=sys.stderr, flush=True)
 sys.argv.pop(1) == "dead" and sys.exit("error: no")
 host, port = sys.argv[sys.argv.index("--host") + 1], int(sys.argv[sys.argv.index("--port") + 1])
 class Page(http.server.BaseHTTPRequestHandler):
@@ -21,11 +22,11 @@ class Page(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer((host, port), Page).serve_forever()
 """
 DRIVER = """
-import sys
+import os, pathlib, sys
 from diffusion_lm.errors import run_command
 from sweeps.cluster import serve
 pages = [serve.Page(f"Page {kind}", (sys.executable, "-c", sys.argv[1], kind)) for kind in sys.argv[2:]]
-sys.exit(run_command(lambda argv: serve.run(pages), []))
+sys.exit(run_command(lambda argv: serve.run(pages, pathlib.Path(os.environ["SERVED"])), []))
 """
 
 
@@ -36,8 +37,8 @@ def start(*kinds, **environment):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_pages_are_told_when_they_answer_and_end_with_the_job(number, code):
-    job = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n5", "SLURM_SUBMIT_HOST": "login1"}
+def test_pages_are_told_when_they_answer_and_end_with_the_job(number, code, tmp_path):
+    job = {"SERVED": str(tmp_path), "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n5", "SLURM_SUBMIT_HOST": "login1"}
     with start("a", "b", **job) as process:
         told = [process.stdout.readline() for _ in range(4)]
         ports = re.findall(r"http://127\.0\.0\.1:(\d+)", "".join(told[:2]))
@@ -47,17 +48,21 @@ def test_pages_are_told_when_they_answer_and_end_with_the_job(number, code):
         tunnels = " ".join(f"-L {port}:127.0.0.1:{port}" for port in ports)
         assert re.search(rf"ssh -N -J (\S+)@login1 {re.escape(tunnels)} \1@n5\n", told[2]), told
         process.send_signal(number)
-        assert process.wait(20) == code
+        more, error = process.communicate(timeout=20)
+        assert process.returncode == code and more == error == "", "what the servers say is elsewhere"
+    assert not list(tmp_path.iterdir())
     for port in ports:
         with pytest.raises(OSError):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
 
 
-def test_one_that_ends_takes_the_other_with_it():
-    with start("a", "dead") as process:
+def test_one_that_ends_takes_the_other_with_it(tmp_path):
+    with start("a", "dead", SERVED=str(tmp_path)) as process:
         out, error = process.communicate(timeout=30)
     assert process.returncode == 1 and out == ""
-    assert error.splitlines()[-1] == "error: Page dead ended with status 1; what it said is above"
+    (log,) = tmp_path.glob("dashboard-*.log")
+    assert error == f"error: Page dead ended with status 1; what it said is in {log}\n"
+    assert "error: no\n" in log.read_text()
 
 
 def test_studies_that_are_not_there_are_one_line(tmp_path):
