@@ -30,6 +30,9 @@ RESTARTABLE = ("sweeps.__main__",)
 OWN, NEW = "own", "new"
 CHOICES = (OWN, NEW)
 DIGITS = 16
+ROOT, RUN = "--root", "run=DIR"
+"""How a study is told to be in another folder, and how a single run is."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def current() -> str | None:
@@ -37,17 +40,18 @@ def current() -> str | None:
     return HOME.name if HOME.parent.name == COPIES else None
 
 
-def enter(folder: Path, root: Path, choice: str = OWN) -> None:
+def enter(folder: Path, root: Path, choice: str = OWN, elsewhere: str = ROOT) -> None:
     """Go on from the copy that `folder` (a study's or a run's) started with; `new`, or a first start, makes one.
 
-    Does not return where that is other code than what runs now. Raises `UserError` for a copy that is gone, or that
+    `elsewhere` is the command's way to name another folder, where this one takes no copy. Does not return where that
+    copy is other code than what runs now. Raises `UserError` for a copy that is gone, that cannot be written, or that
     Python does not take.
     """
     if getattr(sys.modules["__main__"].__spec__, "name", None) not in RESTARTABLE:
         return  # a test, or another program that uses these functions: it cannot be started again
     entered = os.environ.get(ENTERED)
     own = recorded(folder) if choice == OWN or slurm.life() else None  # a job that was requeued took `new` before
-    name = own or entered or take(root)
+    name = own or entered or take(root, elsewhere)
     place = (root / COPIES / name).resolve()
     if not (place / "sweeps").is_dir():
         raise UserError(f"{folder / NAME}: its code {place} is gone; bring it back, or go on with the code that is "
@@ -91,8 +95,8 @@ def recorded(folder: Path) -> str | None:
         return None
 
 
-def take(root: Path) -> str:
-    """Copy the code that runs now to ``ROOT/.code/HASH``, unless it is there. Returns the hash."""
+def take(root: Path, elsewhere: str = ROOT) -> str:
+    """Copy the code that runs now to ``ROOT/.code/HASH``, unless it is there. Returns the hash. Raises `UserError`."""
     if (name := current()) is not None:
         return name
     name = digest(HOME)
@@ -102,8 +106,9 @@ def take(root: Path) -> str:
             _copy(place)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another worker was faster
-            raise UserError(f"{place}: cannot be written ({error.strerror}); name another folder by --root, or by "
-                            "run=DIR for one run") from None
+            room = "make room there, or " if error.errno in FULL else ""
+            raise UserError(f"{place}: cannot be written ({error.strerror}); {room}name another folder by {elsewhere}"
+                            ) from None
     return name
 
 

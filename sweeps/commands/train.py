@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     child.hold()
     launch.Allocation.current()
     folder, root = single.places(arguments.experiment, arguments.overrides)
-    snapshot.enter(folder, root, arguments.code)
+    snapshot.enter(folder, root, arguments.code, snapshot.RUN)
     command = [sys.executable, "-m", "diffusion_lm", "train", arguments.experiment, *arguments.overrides]
     return single.run(command, lambda: _record(folder, arguments.code))
 

@@ -1,5 +1,6 @@
 """Code that stays what it was: copies named by their content, and runs that go on in theirs."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_lm.errors import UserError
 from sweeps.cluster import snapshot
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -109,6 +111,28 @@ def test_many_workers_make_one_copy(tmp_path):
     assert names == {made.name} and snapshot.digest(made) == made.name
     assert not os.access(made / "sweeps" / "work" / "worker.py", os.W_OK) or os.geteuid() == 0
     assert (made / "sweeps" / "work" / "worker.py").stat().st_mode & 0o222 == 0, "nobody edits it by mistake"
+
+
+@pytest.mark.parametrize(("number", "said"), [
+    (errno.ENOSPC, "(No space left on device); make room there, or name another folder by --root"),
+    (errno.EROFS, "(Read-only file system); name another folder by --root"),
+])
+def test_a_disk_that_takes_no_copy_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, number, said):
+    def copy(*paths):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(snapshot.shutil, "copyfile", copy)
+    with pytest.raises(UserError) as refused:
+        snapshot.take(tmp_path)
+    name = snapshot.digest(snapshot.HOME)
+    assert str(refused.value) == f"{tmp_path}/.code/{name}: cannot be written {said}"
+    assert list((tmp_path / ".code").iterdir()) == []
+
+
+def test_a_run_is_told_of_its_own_way_to_another_folder(project):
+    (project / "file").write_text("no folder")
+    done = train(project, "run=file/a")
+    assert done.returncode == 2 and done.stderr.endswith("name another folder by run=DIR\n"), done.stderr
 
 
 def test_the_first_of_several_workers_says_which(tmp_path, monkeypatch):
