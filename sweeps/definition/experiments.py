@@ -12,7 +12,7 @@ from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
 from diffusion_lm.files import write_json
 from diffusion_lm.kind import Kind
-from sweeps.definition import design
+from sweeps.definition import alike, design
 from sweeps.definition.study import StudyConfig
 from sweeps.records.folder import StudyFolder
 from sweeps.records.trial_files import CONFIG, SPEED
@@ -81,6 +81,7 @@ def try_all(config: StudyConfig, experiments: Experiments, *, build: bool = Fals
     references: dict[str, Any] = {}
     kinds: set[Kind] = set()
     built: set[str] = set()
+    tried: list[tuple[Mapping[str, Any], Any]] = []
     for params in design.probes(config):
         overrides = design.overrides(config, params, config.seeds[0] if config.seeds else None)
         try:
@@ -93,7 +94,9 @@ def try_all(config: StudyConfig, experiments: Experiments, *, build: bool = Fals
         except ValueError as error:
             raise UserError(_placed(params, error)) from None
         references.setdefault(params.get(design.ARM, ""), tree)
+        tried.append((params, tree))
         kinds.add(experiments.kind(loaded))
+    alike.refuse_equal_choices(config, tried)
     if len(kinds) > 1 and config.pruner.name not in PRUNERS_OF_ONE_TRIAL:
         said = "; ".join(sorted(map(str, kinds)))
         raise UserError(f"pruner: {config.pruner.name} stops trials by the numbers of others, and these are of "

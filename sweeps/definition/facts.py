@@ -1,6 +1,9 @@
 """What `plan` tells of a study: its design and what that can show, its trials, the size of each arm."""
 
-from sweeps.definition import design, optuna_parts, warm_start
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.definition import alike, design, optuna_parts, warm_start
 from sweeps.definition import experiments as experiment_files
 from sweeps.definition.experiments import Experiments
 from sweeps.definition.space import ARM
@@ -22,7 +25,9 @@ def lines(folder: StudyFolder, experiments: Experiments) -> list[str]:
                   *started.remarks]
     missing = [f"no worker begins a trial yet: {refusal}"
                for refusal in experiment_files.data_refusals(config, experiments)]
-    return [*found, *optuna_parts.remarks(config), *_sizes(config, experiments), *missing]
+    arms = _arms(config, experiments)
+    same = alike.remarks(config, {arm: experiments.to_dict(loaded) for arm, loaded in arms.items()})
+    return [*found, *same, *optuna_parts.remarks(config), *_sizes(config, arms, experiments), *missing]
 
 
 def _design(config: StudyConfig) -> list[str]:
@@ -42,12 +47,17 @@ def _sampled(config: StudyConfig) -> str:
             + (f"; {known} known point{'s' * (known > 1)} first" if known else ""))
 
 
-def _sizes(config: StudyConfig, experiments: Experiments) -> list[str]:
-    """Parameters and tokens of each arm, at the first of its cells."""
+def _arms(config: StudyConfig, experiments: Experiments) -> dict[str, Any]:
+    """The experiment of each arm, at the first of its cells."""
     first = {params.get(ARM, ""): params for params in reversed(design.probes(config))}
+    return {arm: experiments.load(config.experiment, design.overrides(config, first[arm], None))
+            for arm in config.arms or [""]}
+
+
+def _sizes(config: StudyConfig, arms: Mapping[str, Any], experiments: Experiments) -> list[str]:
+    """Parameters and tokens of each arm."""
     found = []
-    for arm in config.arms or [""]:
-        loaded = experiments.load(config.experiment, design.overrides(config, first[arm], None))
+    for arm, loaded in arms.items():
         if not experiment_files.has_tokenizer(experiments.to_dict(loaded)):
             return ["sizes are not known: the tokenizer's file is not there yet"]
         facts = experiments.describe(loaded)

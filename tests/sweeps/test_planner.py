@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from diffusion_lm.config import differences
 from diffusion_lm.errors import UserError
 from sweeps.definition import experiments as experiment_files
-from sweeps.definition import planner
+from sweeps.definition import facts, planner
 from sweeps.records import storage
 
 DESIGN = {"arms": {"a": {"denoiser": "mamba"}, "b": {}}, "space": {"width": [32, 64]}, "seeds": [0, 1]}
@@ -96,6 +96,36 @@ def test_refused_pairing_names_its_cell_and_leaves_nothing(write_study, folder_o
     with pytest.raises(UserError, match="denoiser=dimba, objective=masked: denoiser 'dimba' has no meaning"):
         planner.plan(folder, experiments)
     assert not folder.path.exists()
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"space": {"lr": [1, 1.0]}}, "space: lr=1 and lr=1.0 are one experiment; remove one of them (`seeds` asks for "
+                                  "replicates)"),
+    ({"arms": {"a": {}}, "space": {"width": [64, 128], "lr": {"choices": [0.5, 2, 2.0]}}, "trials": 5},
+     "space: lr=2 and lr=2.0 are one experiment of arm a; remove one of them (`seeds` asks for replicates)")])
+def test_choices_that_are_one_experiment_are_refused(write_study, folder_of, experiments, keys, message):
+    folder = folder_of(write_study(**keys))
+    with pytest.raises(UserError) as error:
+        planner.plan(folder, experiments)
+    assert str(error.value) == message and not folder.path.exists()
+
+
+def test_a_point_that_is_written_otherwise_is_no_second_experiment(write_study, folder_of, experiments):
+    folder = folder_of(write_study(space={"lr": {"low": 1.0, "high": 2.0}}, trials=3, points=[{"lr": 1}]))
+    planner.plan(folder, experiments)
+
+
+def test_arms_that_are_one_experiment_are_told(write_study, folder_of, experiments):
+    folder = folder_of(write_study(arms={"a": {}, "b": {"width": 64}, "c": {"width": 128}}, seeds=[0, 1]))
+    planner.plan(folder, experiments)
+    assert "arms: a and b are one experiment under different names" in facts.lines(folder, experiments)
+
+
+def test_arms_that_meet_in_one_corner_are_not_one_experiment(write_study, folder_of, experiments):
+    folder = folder_of(write_study(arms={"a": {}, "b": {}},
+                                   space={"width": {"choices": [64, 128], "when": {"arm": "b"}}}))
+    planner.plan(folder, experiments)
+    assert not any("one experiment" in line for line in facts.lines(folder, experiments))
 
 
 def test_arm_that_does_not_report_the_metric_is_refused_before_it_is_trained(write_study, folder_of, experiments):
