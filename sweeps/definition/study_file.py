@@ -1,6 +1,7 @@
 """A study's YAML file, with those that it extends merged below it."""
 
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from diffusion_lm.errors import UserError, did_you_mean
 from sweeps.definition.space import flatten
 
 FOLDER = Path("sweeps")
+EXAMPLES = 8  # studies named where one is not found
 ROOT = Path(__file__).resolve().parent.parent
 # How many levels below each key two files are merged; the value of any other key is replaced whole.
 DEPTHS = {"overrides": 1, "arms": 2, "space": 1, "metrics": 1, "restarts": 1, "constraints": 1, "budget": 1}
@@ -22,7 +24,11 @@ def find(study: str | Path, beside: Path | None = None) -> Path:
             return path
     known = [str(path) for path in sorted(FOLDER.rglob("*.yaml"))]
     names = [str(Path(path).relative_to(FOLDER).with_suffix("")) for path in known]
-    raise UserError(f"study '{study}' does not exist; expected a YAML file, for example {', '.join(known) or 'my.yaml'}"
+    near = sorted(zip(known, names), key=lambda pair: -max(SequenceMatcher(None, str(study), text).ratio()
+                                                           for text in pair))
+    some = ", ".join(path for path, _ in near[:EXAMPLES]) or "my.yaml"
+    more = f", ... ({len(known)} in {FOLDER}/)" if len(known) > EXAMPLES else ""
+    raise UserError(f"study '{study}' does not exist; expected a YAML file, for example {some}{more}"
                     f"{did_you_mean(str(study), [*known, *names])}")
 
 

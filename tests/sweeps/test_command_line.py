@@ -36,6 +36,18 @@ def test_study_that_does_not_exist(command, tmp_path):
     refused(command, tmp_path, "quickstar", "study 'quickstar' does not exist", "did you mean 'quickstart'?")
 
 
+def test_of_many_studies_the_nearest_are_named(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sweeps" / "large").mkdir(parents=True)
+    names = [f"study_of_{letter}" for letter in "abcdefghijkl"] + ["nosuchx", "large/nosuchy"]
+    for name in names:
+        (tmp_path / "sweeps" / f"{name}.yaml").write_text("experiment: x\n")
+    code, _, error = command("status", "nosuch")
+    assert code == 2 and error.count(".yaml") == 8 and "(14 in sweeps/)" in error and len(error) < 400
+    assert "for example sweeps/nosuchx.yaml, sweeps/large/nosuchy.yaml, " in error
+    assert error.endswith("; did you mean 'nosuchx'?\n")
+
+
 def test_unknown_key_names_the_file(command, tmp_path, write_study):
     path = write_study(metric={"val/nll": "minimize"})
     refused(command, tmp_path, path, f"{path}: unknown key 'metric'", "did you mean 'metrics'?")
