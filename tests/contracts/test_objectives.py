@@ -235,6 +235,7 @@ class CrowdedTimes:
         return value(position).mean().expand(len(position))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @over([pair for pair in REPORTED if class_of(pair[0]).trains_bound])
 def test_training_nll_averages_to_the_bound(pair, tools):

@@ -194,7 +194,7 @@ def estimators() -> list[tuple[str, str, dict]]:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "process", "config"), estimators(), ids=str)
-@pytest.mark.parametrize("times", ["antithetic", "importance"])
+@pytest.mark.parametrize("times", [pytest.param("antithetic", marks=pytest.mark.slow), "importance"])
 def test_the_expectation_of_an_objective_is_the_same(tools, name, process, config, times):
     """Of the loss, and of its rows' estimates: 10 global batches of 100 rows each, from t = 0.1 on.
 

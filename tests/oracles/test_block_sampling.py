@@ -18,6 +18,7 @@ from diffusion_lm.readouts import Prediction
 V, L = 3, 4
 SCHEDULES = {"masked": "log_linear", "uniform": "log_linear", "mask_uniform": "log_linear", "gaussian": "cosine"}
 PROCESSES = list(SCHEDULES)
+SLOW = pytest.mark.slow
 STEPS = {1: 1, 2: 40, 4: 80}
 """Of a masked block of so many tokens: one is exact for a single token, more only in the limit."""
 
@@ -151,7 +152,7 @@ def fits(toy, counts: torch.Tensor, law: torch.Tensor) -> float:
     return toy.chi_square(*(cell[: len(cell) - bool(common.all())] for cell in cells))
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=SLOW), 2, pytest.param(4, marks=SLOW)])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_draws_follow_the_joint_distribution(toy, oracle, name, size):
     model, rows = oracle(name), 1000

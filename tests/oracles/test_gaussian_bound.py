@@ -23,6 +23,7 @@ from diffusion_lm.schedules.learned import Learned, LearnedConfig
 from diffusion_lm.schedules.log_linear import LogLinear, LogLinearConfig
 
 V, D = 3, 2
+SLOW = pytest.mark.slow
 ENDS = (1.0, -4.0)  # so narrow that every term counts: tokens are uncertain at t = 0, and known a little at t = 1
 
 
@@ -210,7 +211,7 @@ class Fixed:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("share", [0.0, 0.125, 0.4])
+@pytest.mark.parametrize("share", [pytest.param(0.0, marks=SLOW), 0.125, pytest.param(0.4, marks=SLOW)])
 def test_the_training_nll_is_the_integral_over_time(monkeypatch, hermite, model, source, wanted, schedule, share):
     """Through `forward`: uniform t and the schedule's slope give the integral over lambda, rows that are sent to t = 0
     give the reconstruction. Without the bound in the loss there are no such rows, and no such term."""
