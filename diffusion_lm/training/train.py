@@ -97,7 +97,7 @@ def prepare(config: ExperimentConfig, run: Run) -> tuple[DiffusionModule, Datase
 def train(config: ExperimentConfig, run: Run) -> int:
     """Train until done or told to stop; returns the exit status: 0 finished, 75 interrupted, 3 pruned, 130 Ctrl-C."""
     devices = config.training.devices * config.training.num_nodes
-    with refused_once(devices), recorded(run), quiet(), StopSignal() as stop:
+    with refused_once(devices), recorded(run), quiet(devices), StopSignal() as stop:
         module, info = prepare(config, run)
         with run.locked():
             result = run.result()
@@ -135,12 +135,13 @@ def _fit(module: DiffusionModule, run: Run, info: DatasetInfo, resumed_at: int, 
     prepare_blocks(module.model, training)
     checkpoints = Checkpoints(run, training.checkpoint_every, training.val_every, stop)
     trainer = make_trainer(config, run, checkpoints, resumed_at)
-    print(
-        f"{run.folder}: {module.model.count()['total']:,} parameters, {training.accelerator}, {training.precision}, "
-        f"{training.steps * training.batch_size * config.data.length:,} tokens planned"
-        + (f", resuming at step {resumed_at}" if resumed_at else _origin(module)),
-        flush=True,
-    )
+    if trainer.is_global_zero:
+        print(
+            f"{run.folder}: {module.model.count()['total']:,} parameters, {training.accelerator}, "
+            f"{training.precision}, {training.steps * training.batch_size * config.data.length:,} tokens planned"
+            + (f", resuming at step {resumed_at}" if resumed_at else _origin(module)),
+            flush=True,
+        )
     trainer.logger.log_hyperparams(flat_hparams(config, run.folder), columns(module.objective.headline))
     with failing_once(trainer), suppress(Stopped):
         trainer.fit(module, data, ckpt_path=run.checkpoint if resumed_at else None, weights_only=True)

@@ -11,6 +11,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 
 from diffusion_lm.config import part_class
 from diffusion_lm.data.datamodule import accumulation_steps
@@ -40,12 +41,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(devices: int = 1) -> Iterator[None]:
     """Without Lightning's hints: the loader resumes by the step, its workers are chosen, srun is nobody's duty, and the
-    module draws the noise of batches that the data module has no hook for."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    module draws the noise of batches that the data module has no hook for. Of several devices the first warns for all.
+    """
+    other = devices > 1 and bool(rank_zero_only.rank)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")[: 1 + other]]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             for hint in (
@@ -60,9 +64,12 @@ def quiet() -> Iterator[None]:
                 "on_before_batch_transfer",
             ):
                 warnings.filterwarnings("ignore", f"(?s).*{hint}.*")
+            if other:
+                warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
 
 
 def make_trainer(config: ExperimentConfig, run: Run, checkpoints: Checkpoints, resumed_at: int) -> lightning.Trainer:

@@ -68,6 +68,21 @@ def test_a_refusal(place, overrides, text):
     assert not done.out
 
 
+@pytest.mark.slow
+def test_what_all_devices_know_is_said_by_the_first(place):
+    """A remark of PyTorch's and the line that a run begins with, in a script that warns on every device."""
+    (place.folder / "script.py").write_text(SCRIPT.replace("    calls.append(index)", "    calls.append(index)\n"
+                                                           "    warnings.warn('a word to the wise')")
+                                            .replace("import time", "import time\nimport warnings"))
+    command = [sys.executable, "script.py", "train", "tiny.yaml", "run=run", "training.steps=2", *together("ddp")]
+    environment = {**os.environ, "PYTHONPATH": str(place.root), "BREAK": "run:"}
+    done = subprocess.run(command, cwd=place.folder, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" tokens planned") == 1, done.stdout
+    assert done.stderr.count("UserWarning: a word to the wise") == 1, done.stderr
+    assert done.stderr.count("Initializing distributed: ") == 1, done.stderr
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_training_that_diverges(place, strategy):
     fast = ["training.lr=1e30", "training.grad_clip=0", "training.warmup_steps=0"]
