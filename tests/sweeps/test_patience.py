@@ -6,12 +6,12 @@ import signal
 
 import pytest
 
-from diffusion_lm.errors import DiskError
+from diffusion_lm.errors import DiskError, RunError
 from sweeps.__main__ import main
 from sweeps.analysis import report
-from sweeps.cluster import snapshot
+from sweeps.cluster import slurm, snapshot
 from sweeps.definition import planner
-from sweeps.work import child
+from sweeps.work import child, patience
 from sweeps.work.patience import may_pass
 from sweeps.work.worker import Worker
 
@@ -97,6 +97,35 @@ def test_a_worker_that_has_to_stop_does_not_ask_the_storage_for_a_report(write_s
     monkeypatch.setattr(report, "close", asked.append)
     path = write_study(experiment="quickstart")
     assert main(["run", str(path), "--root", str(tmp_path / "runs")]) == code and len(asked) == reports
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_job_that_starts_while_the_storage_is_away(write_study, monkeypatch, tmp_path, capsys, told):
+    """It tries for a while; told to stop meanwhile, it goes back into the queue at once."""
+    def away(*arguments):
+        raise RunError("gone")
+
+    asked, held = [], signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    monkeypatch.setattr(snapshot, "enter", lambda *arguments: None)
+    monkeypatch.setattr(planner, "plan", away)
+    monkeypatch.setattr(patience, "FIRST", 0.05)
+    monkeypatch.setattr(patience, "LIMIT", 60 if told else 0.1)
+    monkeypatch.setattr(slurm, "requeue", asked.append)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    path, before = write_study(experiment="quickstart"), signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    child.hold()
+    try:
+        if told:
+            signal.raise_signal(signal.SIGUSR1)
+        assert main(["run", str(path), "--root", str(tmp_path / "runs")]) == 75
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # what is held is dropped
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        signal.signal(signal.SIGUSR1, before)
+    assert asked == ["7"] * told
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "error: gone; no trial is lost: the same command goes on when this is mended")
 
 
 def test_a_full_disk_in_the_worker_costs_one_line_and_no_trial(write_study, start, work, records_of, folder_of,
