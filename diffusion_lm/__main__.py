@@ -170,7 +170,9 @@ def _benchmark(commands: Commands) -> list[argparse.ArgumentParser]:
     data = things.add_parser("data", help="reading shards, beside webdataset")
     _numbers(data, "sequences", "length", "batch", "repeats")
     data.add_argument("--clock", choices=("processor", "wall"), default=argparse.SUPPRESS)
-    return [head, denoiser, scan, generation, blocks, data]
+    tokenization = things.add_parser("tokenization", help="text to shards by several processes and by one")
+    _numbers(tokenization, "megabytes", "files", "processes", "vocabulary", "repeats")
+    return [head, denoiser, scan, generation, blocks, data, tokenization]
 
 
 def main(argv: list[str]) -> int:
