@@ -80,7 +80,8 @@ def variants(config: TokenizationConfig, folder: Path) -> dict[int, Callable[[in
 
     def make(processes: int, number: int) -> None:
         out = folder / f"{processes}-{number}"
-        settings = TokenizeSettings(sources=[str(folder / "text")], out=out, tokenizer=str(tokenizer))
+        source = [str(folder / "text")]
+        settings = TokenizeSettings(sources=source, out=out, tokenizer=str(tokenizer), val_fraction=0.05)
         tokenize(settings, processes=processes, say=lambda text: None)
 
     return {processes: partial(make, processes) for processes in dict.fromkeys((1, config.processes))}
