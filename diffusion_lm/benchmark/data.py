@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_lm.benchmark.measure import surroundings
+from diffusion_lm.benchmark.measure import check_numbers, surroundings
 from diffusion_lm.config import choice
 from diffusion_lm.data.datamodule import TokenDataModule
 from diffusion_lm.data.dataset import ShardedTokens
@@ -67,9 +67,7 @@ class DataConfig:
     """Processor seconds of this process do not depend on other load; reading from a cold disk is not in them."""
 
     def __post_init__(self) -> None:
-        for name in ("sequences", "length", "batch", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        check_numbers(self)
         if self.sequences % (2 * self.batch):
             raise ValueError(f"sequences: got {self.sequences}, expected a multiple of 2 x batch = {2 * self.batch}")
 

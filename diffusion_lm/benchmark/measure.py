@@ -28,13 +28,18 @@ PRECISION = {"float32": None, "bfloat16": torch.bfloat16}
 """What autocast is told."""
 
 
-def check_settings(config: Any, *may_be_zero: str) -> None:
-    """Refuse numbers below 1 (0 for `threads` and those named), and a GPU that is not there."""
+def check_numbers(config: Any, *may_be_zero: str) -> None:
+    """Refuse numbers below 1 (0 for `threads` and those named)."""
     for field in fields(config):
         value, least = getattr(config, field.name), 0 if field.name in ("threads", *may_be_zero) else 1
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int) and number < least:
                 raise ValueError(f"{field.name}: got {number}, expected at least {least}")
+
+
+def check_settings(config: Any, *may_be_zero: str) -> None:
+    """Refuse such numbers, and a GPU that is not there."""
+    check_numbers(config, *may_be_zero)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: got cuda, but torch finds no GPU here; choose cpu")
     if config.device == "cuda" and getattr(config, "clock", "wall") == "processor":

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_lm.benchmark.measure import interleaved, surroundings
+from diffusion_lm.benchmark.measure import check_numbers, interleaved, surroundings
 
 AIM = 1.7
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
@@ -32,9 +32,7 @@ class TokenizationConfig:
     """Rounds; the median counts."""
 
     def __post_init__(self) -> None:
-        for name in ("megabytes", "files", "processes", "vocabulary", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        check_numbers(self)
 
 
 def measure(config: TokenizationConfig) -> dict[str, Any]:

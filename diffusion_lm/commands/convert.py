@@ -36,5 +36,5 @@ def _command(arguments: argparse.Namespace) -> str:
     words = ["python", "-m", "diffusion_lm", "convert", arguments.format, arguments.source, *arguments.overrides]
     for name in ("out", "ema", "vocabulary"):
         value = getattr(arguments, name)
-        words += [] if value is None else [f"--{name}", f"{value:g}" if name == "ema" else str(value)]
+        words += [] if value is None else [f"--{name}", f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)
