@@ -239,9 +239,9 @@ def place(tmp_path, server, shards):
     return Place(tmp_path, server)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared(tmp_path_factory, server, shards):
-    """A place that the tests of a session share, to look at and not to change: `run` is a finished run of tiny.yaml."""
+    """A place that the tests of a file share, to look at and not to change: `run` is a finished run of tiny.yaml."""
     folder = tmp_path_factory.mktemp("shared")
     (folder / "shards").symlink_to(shards())
     place = Place(folder, server)

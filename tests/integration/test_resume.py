@@ -59,7 +59,7 @@ def outcome(place, run):
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def whole(shared):
     """The outcome of an uninterrupted run with these overrides."""
     made = {}
