@@ -8,9 +8,10 @@ VENV ?= .venv
 TORCH_INDEX_URL ?=
 STUDY ?= sweeps/quickstart.yaml
 
-# Worker processes and threads in each: two tests at a time. Those with a SLURM cluster share it and have nodes of their
-# own, so one after the other in pytest's own process. Models here are too small for many threads.
-JOBS ?= 2
+# Worker processes and threads in each: three tests at a time, for two cores, because many wait for processes that they
+# start. Those with a SLURM cluster share it and have nodes of their own, so one after the other in pytest's own process.
+# Models here are too small for many threads.
+JOBS ?= 3
 THREADS ?= 1
 QUICKSTART_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -lt 4 ] && echo "$$n" || echo 4)
 EVERYDAY := not slow and not slurm and not mamba_ssm and not gpu
@@ -64,7 +65,7 @@ quickstart: install ## the whole idea in minutes: default shards, the quickstart
 	@echo "==> sweep $(STUDY)"
 	@$(ACTIVATE) && OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(QUICKSTART_THREADS)} bash SLURM/sweep.sh "$(STUDY)"
 
-test: install ## the everyday tests (JOBS=2 processes; ARGS='-k name' and the like go to pytest)
+test: install ## the everyday tests (JOBS=3 processes; ARGS='-k name' and the like go to pytest)
 	@echo "==> everyday tests"
 	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m "$(EVERYDAY)" $(ARGS)
 

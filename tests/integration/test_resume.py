@@ -295,6 +295,7 @@ def test_learning_rate_and_average_are_what_their_formulas_say(shared):
     assert any(not torch.equal(live[name], average[name]) for name in live)
 
 
+@pytest.mark.slow
 def test_arbitrary_moments(place, whole):
     """Up to six lives of random length, even before training begins, each ended by a random signal."""
     overrides = ("training.steps=150", "training.val_every=7", "training.checkpoint_every=4", "training.samples=0")

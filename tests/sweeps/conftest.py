@@ -48,7 +48,7 @@ def postgresql():
         yield server
 
 
-@pytest.fixture(params=["journal", "postgresql"])
+@pytest.fixture(params=["journal", pytest.param("postgresql", marks=pytest.mark.slow)])
 def each_storage(request, monkeypatch):
     """Runs the test with studies in a journal, then with studies in PostgreSQL. Returns the word or the URL."""
     address = "journal"

@@ -125,6 +125,7 @@ def test_status_and_report_of_a_planned_study(command, write_study):
     assert code == 0 and "No trial is finished yet." in out
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough(tmp_path, write_study):
     path = write_study(experiment="quickstart")
     command = [sys.executable, "-m", "sweeps", "plan", path, "--root", tmp_path / "runs"]
