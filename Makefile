@@ -14,7 +14,7 @@ STUDY ?= sweeps/quickstart.yaml
 JOBS ?= 3
 THREADS ?= 1
 QUICKSTART_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -lt 4 ] && echo "$$n" || echo 4)
-EVERYDAY := not slow and not slurm and not mamba_ssm and not gpu
+EVERYDAY := not slow and not long and not slurm and not mamba_ssm and not gpu
 PYTEST = python -m pytest --dist loadfile --jaxtyping-packages=diffusion_lm,beartype.beartype
 SIDE_BY_SIDE = OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n $(JOBS)
 
@@ -31,7 +31,7 @@ MAMBA_INSTALLED = $(VENV)/.mamba-ssm-installed
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help check-python install mamba-ssm quickstart test test-slow test-all lint clean
+.PHONY: help check-python install mamba-ssm quickstart test test-slow test-long test-all lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-13s %s\n", $$1, $$2 }'
@@ -71,11 +71,14 @@ test: install ## the everyday tests (JOBS=3 processes; ARGS='-k name' and the li
 
 test-slow: mamba-ssm ## what `make test` leaves out: slow, SLURM, mamba-ssm and GPU tests
 	@echo "==> slow, mamba-ssm and GPU tests"
-	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m "not slurm and not ($(EVERYDAY))" $(ARGS)
+	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m "not slurm and not long and not ($(EVERYDAY))" $(ARGS)
 	@echo "==> SLURM tests"
-	@$(ACTIVATE) && OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n 0 -m slurm $(ARGS)
+	@$(ACTIVATE) && OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n 0 -m "slurm and not long" $(ARGS)
 
-test-all: test test-slow ## both
+test-long: mamba-ssm ## enumerations of longer texts, more sizes, compiled code: a quarter of an hour
+	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m long $(ARGS)
+
+test-all: test test-slow test-long ## all three
 
 lint: install ## ruff
 	@$(ACTIVATE) && ruff check .

@@ -16,9 +16,9 @@ from diffusion_lm.mixers.base import BlockContext, SequenceMixer
 D_MODEL = 16
 
 
-def slow(*sizes):
+def long(*sizes):
     """Sizes that are not tried every day."""
-    return [pytest.param(*size, marks=pytest.mark.slow) for size in sizes]
+    return [pytest.param(*size, marks=pytest.mark.long) for size in sizes]
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def probe(mixer, cache, size: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("texts", "count", "size"), [(2, 4, 1), (2, 3, 17), *slow((2, 5, 7), (1, 3, 33))])
+@pytest.mark.parametrize(("texts", "count", "size"), [(2, 4, 1), (2, 3, 17), *long((2, 5, 7), (1, 3, 33))])
 def test_the_training_form_is_what_the_cache_gives(config, texts, count, size):
     mixer, x = mixer_of(config), rows_of(texts, count, size)
     close(trained(mixer, x, count), generated(mixer, x, count)[0])
@@ -124,7 +124,7 @@ def test_the_training_form_is_what_the_cache_gives_at_length_448(config, size):
     close(trained(mixer, x, 448 // size), generated(mixer, x, 448 // size)[0])
 
 
-@pytest.mark.parametrize(("count", "size"), [(3, 7), *slow((5, 1), (3, 33))])
+@pytest.mark.parametrize(("count", "size"), [(3, 7), *long((5, 1), (3, 33))])
 def test_the_training_form_has_the_gradients_of_the_slow_one(config, count, size):
     mixer, x = mixer_of(config).double(), rows_of(2, count, size).double().requires_grad_()
     weight = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
@@ -137,7 +137,7 @@ def test_the_training_form_has_the_gradients_of_the_slow_one(config, count, size
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("count", "size"), [(4, 7), *slow((6, 1), (3, 33))])
+@pytest.mark.parametrize(("count", "size"), [(4, 7), *long((6, 1), (3, 33))])
 def test_one_pass_fills_the_cache_as_blocks_do(config, count, size):
     """Each row as far as it says."""
     mixer, x = mixer_of(config), rows_of(2, count, size)
@@ -153,7 +153,7 @@ def test_one_pass_fills_the_cache_as_blocks_do(config, count, size):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("count", "size"), [(3, 7), *slow((4, 1), (3, 33))])
+@pytest.mark.parametrize(("count", "size"), [(3, 7), *long((4, 1), (3, 33))])
 def test_nothing_reaches_back(config, count, size):
     """Neither a later clean block nor the noise of any block: outputs before it are the same, bit for bit, or to
     rounding; noise moves its own block alone."""
@@ -174,7 +174,7 @@ def test_nothing_reaches_back(config, count, size):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [7, *slow((1,))])
+@pytest.mark.parametrize("size", [7, *long((1,))])
 def test_denoising_leaves_the_cache_and_committing_moves_named_rows(config, size):
     mixer, x = mixer_of(config), rows_of(2, 3, size)
     _, caches = generated(mixer, x, 3)

@@ -97,7 +97,7 @@ def test_every_denoiser_with_every_conditioning(every_pair, case):
     assert every_pair[case]["difference"] < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_generated_code(tmp_path):
     """By inductor, with a C++ compiler."""
     if not shutil.which("g++"):

@@ -100,6 +100,8 @@ def shrunk(path, folder):
         "seeds": [0],
         "baseline": None,
     }
+    if config.baseline is None:
+        del tree["baseline"]
     file = folder / f"small-{path.parent.name}-{path.name}"
     file.write_text(yaml.safe_dump({key: value for key, value in tree.items() if value or key == "baseline"}))
     return file
