@@ -42,6 +42,10 @@ if __name__ == "__main__":
 '''
 
 
+LONG = pytest.mark.long
+MORE = [("run", "01", 0), ("bug", "1", 0), ("bug", "01", 0)]
+
+
 def said(err):
     """Lines on standard error without the usual two: that the devices have met, and DDP's hint about unused ones."""
     usual = ("Initializing distributed: ", "find_unused_parameters=True was specified in DDP")
@@ -94,7 +98,7 @@ def test_training_that_diverges(place, strategy):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "ranks", "slow"),
-    [("run", "0", 0), ("run", "1", 6), ("run", "01", 0), ("disk", "0", 0), ("bug", "1", 0), ("bug", "01", 0)],
+    [("run", "0", 0), ("run", "1", 6), ("disk", "0", 0), *(pytest.param(*case, marks=LONG) for case in MORE)],
 )
 def test_devices_that_the_command_starts(place, kind, ranks, slow):
     """As a person types it. Whoever fails, nobody else is heard, and no process is left behind."""
