@@ -269,3 +269,11 @@ def toy() -> SimpleNamespace:
         polygon=polygon,
         chi_square=chi_square,
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
+def pytest_collection_modifyitems(items):
+    """Mark the single cases that a file of this folder names in `LONG`."""
+    for item in items:
+        if item.name in getattr(item.module, "LONG", ()):
+            item.add_marker(pytest.mark.long)

@@ -3,7 +3,7 @@
 The naive side knows nothing but the kernels K_t of a single token: rate matrices Q = K^-1 K', reverse rates from z to
 y of Q(y, z) q_t(y) / q_t(z), and the divergence rate of two jump processes, sum_y (R ln(R / R') - R + R'). Vocabulary
 3, all states of all sequences, the trapezoid rule over the log-odds of the noise level; length 3 every day, length 4
-among the long tests.
+among the slow tests.
 """
 
 import math
@@ -22,7 +22,13 @@ from diffusion_lm.readouts import Scores
 from diffusion_lm.schedules.cosine import Cosine, CosineConfig
 
 V, L = 3, 3
-LENGTHS = [3, pytest.param(4, marks=pytest.mark.long)]
+LENGTHS = [3, pytest.param(4, marks=pytest.mark.slow)]
+LONG = {  # half a minute and more each; see conftest.py
+    "test_the_enumeration_itself_gives_the_entropy[4-uniform]",
+    "test_the_enumeration_itself_gives_the_entropy[4-mask_uniform]",
+    "test_exact_ratios_give_the_entropy[4-uniform]",
+    "test_the_leave_one_out_posterior_reaches_the_entropy_and_others_stay_above[4-gidd-mask_uniform]",
+}
 BOUNDS = [("uniform", "uniform"), ("gidd", "uniform"), ("gidd", "mask_uniform")]
 SCORES = ["masked", "uniform"]
 END = 1e-3  # alpha at which score entropy over uniform noise starts
