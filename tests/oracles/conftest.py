@@ -5,6 +5,7 @@ Nothing here uses the code under test but its interfaces (a model that objective
 
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -273,7 +274,7 @@ def toy() -> SimpleNamespace:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items):
-    """Mark the single cases that a file of this folder names in `LONG`."""
+    """Mark the single cases that a file of this folder names in `LONG_CASES`; pytest gives the items of all folders."""
     for item in items:
-        if item.name in getattr(item.module, "LONG", ()):
+        if item.path.parent == Path(__file__).parent and item.name in getattr(item.module, "LONG_CASES", ()):
             item.add_marker(pytest.mark.long)

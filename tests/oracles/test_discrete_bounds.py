@@ -23,7 +23,7 @@ from diffusion_lm.schedules.cosine import Cosine, CosineConfig
 
 V, L = 3, 3
 LENGTHS = [3, pytest.param(4, marks=pytest.mark.slow)]
-LONG = {  # half a minute and more each; see conftest.py
+LONG_CASES = {  # half a minute and more each; see conftest.py
     "test_the_enumeration_itself_gives_the_entropy[4-uniform]",
     "test_the_enumeration_itself_gives_the_entropy[4-mask_uniform]",
     "test_exact_ratios_give_the_entropy[4-uniform]",

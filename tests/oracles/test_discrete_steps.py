@@ -23,7 +23,7 @@ from diffusion_lm.random import Noise
 
 V = 3
 LENGTHS = [3, pytest.param(4, marks=pytest.mark.slow)]
-LONG = {  # half a minute and more each; see conftest.py
+LONG_CASES = {  # half a minute and more each; see conftest.py
     f"test_the_exact_posterior_stays_above_the_entropy_and_comes_nearer_with_steps[4-masked-{schedule}]"
     for schedule in ("log_linear", "geometric", "sqrt")
 }
