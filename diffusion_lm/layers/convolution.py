@@ -23,17 +23,19 @@ def convolve(
 ) -> Float[Tensor, "B L K"]:
     """The first tap reads `before` positions earlier, the last W - 1 - before later; `left` is what came before x.
     Mirrored, the taps are read from the last to the first."""
-    length, width = x.shape[1], weight.shape[2]
-    if segment is None and left is None and len(places := slices(x)) > 1:
-        return _in_slices(x, weight, bias, before, mirrored, places)
-    after = width - 1 - before
+    length, taps = x.shape[1], _taps(weight, mirrored)
+    if segment is None and left is None:
+        if length < len(taps):  # the others read beyond the text
+            taps, before = taps[max(0, before + 1 - length) : before + length], min(before, length - 1)
+        if len(places := slices(x)) > 1:
+            return _in_slices(x, taps, bias, before, places)
+    after = len(taps) - 1 - before
     if left is None:
-        padded = F.pad(x, (0, 0, before, after))
+        padded = F.pad(x, (0, 0, before, after)) if before or after else x
     else:
         padded = torch.cat((left, x, x.new_zeros(len(x), after, x.shape[2])) if after else (left, x), 1)
     if segment is None:
-        return _products(padded, weight, bias, length, mirrored).to(x.dtype)
-    taps = _taps(weight, mirrored)
+        return _products(padded, taps, bias, length).to(x.dtype)
     ids = F.pad(segment + 1, (before, after))  # 0 is nobody's
     if left is not None:
         ids[:, :before] = ids[:, before : before + 1]
@@ -95,8 +97,23 @@ def convolve_blocks(
 ) -> Float[Tensor, "T S K"]:
     """The same for clean rows of texts' blocks and then noisy ones: a block comes after the clean ones before it, and
     sees nothing after itself."""
-    padded = BesideClean.apply(x, count, before, weight.shape[2] - 1 - before)
-    return _products(padded, weight, bias, x.shape[1], False).to(x.dtype)
+    taps = _taps(weight, False)
+    if x.shape[1] == 1:
+        return _convolve_tokens(x, taps[: before + 1], bias, count)
+    padded = BesideClean.apply(x, count, before, len(taps) - 1 - before)
+    return _products(padded, taps, bias, x.shape[1]).to(x.dtype)
+
+
+def _convolve_tokens(
+    x: Float[Tensor, "T 1 K"], taps: Float[Tensor, "W K"], bias: Float[Tensor, "K"] | None, count: int
+) -> Float[Tensor, "T 1 K"]:
+    """Blocks of one token: a clean one and the noisy one in its place have the same before them, which is summed once
+    over the text."""
+    texts, past = x.view(2, -1, count, x.shape[2]), len(taps) - 1
+    if not past:
+        return _products(x, taps, bias, 1).to(x.dtype)
+    earlier = _products(F.pad(texts[0, :, :-1], (0, 0, past, 0)), taps[:-1], bias, count)
+    return torch.addcmul(earlier, texts, taps[-1]).view(x.shape).to(x.dtype)
 
 
 def before(x: Float[Tensor, "B L K"], place: Int[Tensor, "B"], past: int) -> Float[Tensor, "B past K"]:
@@ -107,20 +124,19 @@ def before(x: Float[Tensor, "B L K"], place: Int[Tensor, "B"], past: int) -> Flo
 
 def _in_slices(
     x: Float[Tensor, "B L K"],
-    weight: Float[Tensor, "K 1 W"],
+    taps: Float[Tensor, "W K"],
     bias: Float[Tensor, "K"] | None,
     before: int,
-    mirrored: bool,
     places: list[slice],
 ) -> Float[Tensor, "B L K"]:
     """The convolution slice by slice, each with the positions beside it that its taps reach."""
-    length, after = x.shape[1], weight.shape[2] - 1 - before
+    length, after = x.shape[1], len(taps) - 1 - before
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for place in places:
         first, last = max(place.start - before, 0), min(place.stop + after, length)
         missing = (first - (place.start - before), place.stop + after - last)
         seen = F.pad(x[:, first:last], (0, 0, *missing)) if any(missing) else x[:, first:last]
-        out[:, place] = _products(seen, weight, bias, place.stop - place.start, mirrored)
+        out[:, place] = _products(seen, taps, bias, place.stop - place.start)
     return out
 
 
@@ -130,14 +146,9 @@ def _taps(weight: Float[Tensor, "K 1 W"], mirrored: bool) -> Float[Tensor, "W K"
 
 
 def _products(
-    padded: Float[Tensor, "B M K"],
-    weight: Float[Tensor, "K 1 W"],
-    bias: Float[Tensor, "K"] | None,
-    length: int,
-    mirrored: bool,
+    padded: Float[Tensor, "B M K"], taps: Float[Tensor, "W K"], bias: Float[Tensor, "K"] | None, length: int
 ) -> Float[Tensor, "B L K"]:
     """Sums of shifted products of a padded sequence."""
-    taps = _taps(weight, mirrored)
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return ShiftedProducts.apply(padded, taps, bias, length)
     return _sum_of_products(padded, taps, bias, length)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from diffusion_lm.kernels.base import ScanKernel, kernel_class
-from diffusion_lm.layers.convolution import convolve, tails
-from diffusion_lm.layers.single_step import single_step
+from diffusion_lm.layers.convolution import convolve, convolve_blocks, tails
+from diffusion_lm.layers.single_step import lone_position, single_step
 
 HEADS, WIDTH, STATE = 4, 3, 5
 
@@ -102,14 +102,28 @@ def test_one_position_is_a_step():
     B_all, C_all = (v.repeat_interleave(2, 2) for v in (B, C))
     for start in (state, torch.zeros_like(state)):
         h, expected = step(start, x[:, 0], dt[:, 0], A, B_all[:, 0], C_all[:, 0])
-        y, after = single_step(x, dt, A, B, C, start if start.any() else None)
+        y, after = single_step(x, dt, A, B, C, start)
         torch.testing.assert_close(y[:, 0], expected)
         torch.testing.assert_close(after, h)
+    torch.testing.assert_close(lone_position(x, dt, A, B, C)[:, 0], expected)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_row_of_one_position_has_the_gradients_of_the_step_and_none_of_decay(reverse):
+    values = inputs(3, 1, 1, 2)
+    x, dt, A, B, C = values
+    found = kernel_class("torch")().scan(*values, chunk_size=64, reverse=reverse)[0]
+    B, C = (v.repeat_interleave(2, 2) for v in (B, C))
+    expected = step(torch.zeros(len(x), HEADS, WIDTH, STATE, dtype=x.dtype), x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0])[1]
+    for own, right in zip(gradients(found, values), gradients(expected.unsqueeze(1), values), strict=True):
+        torch.testing.assert_close(own, right)
+    assert not torch.autograd.grad(kernel_class("torch")().scan(*values, chunk_size=64)[0].sum(), A)[0].any()
 
 
 def test_a_state_is_float32_at_least_after_a_step():
     x, dt, A, B, C = (v.detach().bfloat16() for v in inputs(2, 1, 1, 1))
-    y, after = single_step(x, dt, A, B, C)
+    state = torch.zeros(len(x), HEADS, WIDTH, STATE)
+    y, after = single_step(x, dt, A, B, C, state)
     assert (y.dtype, after.dtype) == (torch.bfloat16, torch.float32)
 
 
@@ -130,3 +144,44 @@ def test_what_came_before_is_seen_and_what_comes_after_is_nothing():
     padded = torch.cat((left, x, torch.zeros(2, 2, 3)), 1)
     expected = torch.nn.functional.conv1d(padded.transpose(1, 2), weight, groups=3).transpose(1, 2)
     torch.testing.assert_close(convolve(x, weight, None, 2, left=left), expected)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("before", [0, 1, 3])
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_a_text_shorter_than_the_taps(length, before, mirrored):
+    """Against torch's convolution, which multiplies the zeros outside; what reads only those has the gradient 0."""
+    leaves = [torch.randn(n, dtype=torch.float64, requires_grad=True) for n in ((2, length, 3), (3, 1, 4), (3,))]
+    x, weight, bias = leaves
+    taps = weight.flip(2) if mirrored else weight
+    expected = torch.nn.functional.pad(x.transpose(1, 2), (before, 3 - before))
+    expected = torch.nn.functional.conv1d(expected, taps, bias, groups=3).transpose(1, 2)
+    found, cotangent = convolve(x, weight, bias, before, mirrored=mirrored), torch.randn(2, length, 3).double()
+    torch.testing.assert_close(found, expected)
+    pairs = (torch.autograd.grad((y * cotangent).sum(), leaves) for y in (found, expected))
+    for own, right in zip(*pairs, strict=True):
+        torch.testing.assert_close(own, right)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("past", [0, 1, 3])
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (2, 1), (6, 1), (3, 2)])
+def test_blocks_come_after_the_clean_ones_before_them(count, size, past, bias, after):
+    """Row by row: each behind the clean text before its block, with nothing after it."""
+    x = torch.randn(4 * count, size, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 1, past + 1 + after, dtype=torch.float64, requires_grad=True)
+    shift = torch.randn(3, dtype=torch.float64, requires_grad=True) if bias else None
+    rows = []
+    for row in range(4 * count):
+        text, block = row // count % 2, row % count
+        clean = [x[text * count + k] for k in range(block)]
+        seen = torch.cat((*clean, x[row]))
+        padded = torch.nn.functional.pad(seen.T, (past, after))
+        rows.append(torch.nn.functional.conv1d(padded, weight, shift, groups=3).T[-size:])
+    found, expected = convolve_blocks(x, weight, shift, past, count), torch.stack(rows)
+    torch.testing.assert_close(found, expected)
+    leaves = [v for v in (x, weight, shift) if v is not None]
+    pairs = (torch.autograd.grad((y * y.detach().cos()).sum(), leaves) for y in (found, expected))
+    for own, right in zip(*pairs, strict=True):
+        torch.testing.assert_close(own, right)
