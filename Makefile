@@ -73,7 +73,7 @@ test-slow: mamba-ssm ## what `make test` leaves out: slow, SLURM, mamba-ssm and 
 	@echo "==> slow, mamba-ssm and GPU tests"
 	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m "not slurm and not long and not ($(EVERYDAY))" $(ARGS)
 	@echo "==> SLURM tests"
-	@$(ACTIVATE) && OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n 0 -m "slurm and not long" $(ARGS)
+	@$(ACTIVATE) && OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n 0 -m "slurm and not long" tests/slurm $(ARGS)
 
 test-long: mamba-ssm ## enumerations of longer texts, more sizes, compiled code: a quarter of an hour
 	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m long $(ARGS)

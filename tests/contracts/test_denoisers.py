@@ -236,7 +236,13 @@ def test_overfits_one_batch(tools, denoiser, conditioning):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("denoiser", "conditioning"), sorted(set(PAIRS) - set(FEW)))
+@pytest.mark.parametrize(
+    ("denoiser", "conditioning"),
+    [
+        pytest.param(*pair, marks=pytest.mark.long if pair[0] in ("hybrid", "dimba") else ())
+        for pair in sorted(set(PAIRS) - set(FEW))
+    ],
+)
 def test_overfits_one_batch_under_every_other_conditioning(tools, denoiser, conditioning):
     assert 1 < steps_to_learn(tools, denoiser, conditioning) < 300
 

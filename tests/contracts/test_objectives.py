@@ -318,7 +318,7 @@ def test_an_untrained_model_of_ids_is_worth_ln_vocabulary(pair, tools):
     name, process = pair
     if not process.discrete:
         return
-    model, rows = tools.small_model(process, objective=name, n_layers=6), 3000
+    model, rows = tools.small_model(process, objective=name, n_layers=2), 3000
     nll = tools.objective_of(name, process).bound(model, batch_of(rows), tools.rows_noise(rows), 2).nll.double()
     expected = LENGTH * math.log(VOCABULARY)
     assert float(nll.std()) / rows**0.5 < 0.02 * expected

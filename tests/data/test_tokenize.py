@@ -131,6 +131,7 @@ def test_a_rerun_makes_what_is_missing_and_no_more(make, source):
     assert "already holds this dataset; nothing written" in make(source)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "function", "call"),
     [("shards", "_offsets", 5), ("parts", "write_json", 3), ("tokenize", "merge", 1), ("finish", "write_json", 1)],

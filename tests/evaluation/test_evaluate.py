@@ -128,6 +128,7 @@ def test_two_runs(world, evaluate, command):
     assert f"longer - masked: {apart.mean():+.4f} ± " in out and "over the same 6 sequences" in out
 
 
+@pytest.mark.slow
 def test_two_processes_and_an_exact_run(world, command, evaluate):
     world.run("masked"), world.run("gaussian", "objective=gaussian")
     out = command("evaluate", "masked", "gaussian").out

@@ -47,6 +47,7 @@ def by_case(found):
     return {(row["arm"], row["length"]): row for row in found["times"]}
 
 
+@pytest.mark.slow
 def test_every_arm_is_measured_at_every_length_that_it_is_meant_for(found, by_case):
     assert found["arms"] == ARMS
     lengths = {arm: [length for name, length in by_case if name == arm] for arm in ARMS}
@@ -87,6 +88,7 @@ def test_calls_are_those_of_a_text(by_case):
     }
 
 
+@pytest.mark.slow
 def test_calls_are_really_made():
     """Of the trunk: what is timed, and a whole text of 16 tokens."""
     config, made = GenerationConfig(**{**TINY, "lengths": (16,)}), []
@@ -117,6 +119,7 @@ def test_attention_caches_keys_and_values_and_mamba_a_state(by_case, found):
     assert all(row["cache_bytes"] is None for row in found["times"] if row["arm"].endswith("whole text"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ARMS[:4])
 def test_a_filled_cache_is_that_of_the_text_written_before(name):
     """In one pass or one after the other: what follows is the same, at the places behind that text."""

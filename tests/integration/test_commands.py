@@ -148,6 +148,7 @@ def test_evaluate_as_text(shared):
     assert "nats per token (perplexity at most " in out and " bits per byte)" in out
 
 
+@pytest.mark.slow
 def test_bad_input_from_a_shell(place):
     """In a Python process of its own."""
     code, out, err = place.cold("train", "tiny.yaml", "run=run", "training.step=2")

@@ -82,6 +82,7 @@ def test_it_needs_no_shards_to_generate(shared, exported, tmp_path, monkeypatch)
     assert shared.json("generate", exported)["texts"] == texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [["model.tie_head=true"], ["objective=gaussian"], ["training.ema_decays=[0.5]"]])
 def test_other_models_go_out_and_in(place, overrides):
     place.train("run", *overrides)

@@ -108,8 +108,8 @@ class Naive:
         return tokens[:length]
 
 
-CASES = [
-    *[(denoiser, "masked", "ancestral", 3) for denoiser in DENOISERS],
+CASES = [(denoiser, "masked", "ancestral", 3) for denoiser in DENOISERS]
+OTHERS = [
     *[(denoiser, "gaussian", "ddim", 3) for denoiser in DENOISERS],
     ("transformer", "masked", "ancestral", 1),
     ("mamba", "masked", "ancestral", 1),
@@ -119,7 +119,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("denoiser", "process", "name", "size"), CASES)
+@pytest.mark.parametrize(
+    ("denoiser", "process", "name", "size"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS)]
+)
 def test_equals_a_generator_without_a_cache(denoiser, process, name, size):
     """Rows of one batch, with prompts of different lengths, whose blocks end at different times."""
     model = model_of(denoiser, process)

@@ -104,7 +104,9 @@ def test_operations_of_one_block_are_counted(size, arm, layers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "arm"), PRESETS)
+@pytest.mark.parametrize(
+    ("size", "arm"), [pytest.param(*p, marks=() if p[0] == "240m" else pytest.mark.long) for p in PRESETS]
+)
 def test_operations_are_counted(size, arm):
     config = preset(size, arm)
     operations_are_counted(config, layers_of(arm, config.denoiser.n_layers))

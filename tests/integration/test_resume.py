@@ -80,6 +80,7 @@ def go_on(place, run, whole, *overrides):
     assert differences(whole(*overrides), outcome(place, run)) == []
 
 
+@pytest.mark.slow
 def test_the_corpus_ends_within_a_run(shared):
     from diffusion_lm.data.info import DatasetInfo
 
@@ -135,6 +136,7 @@ def test_interrupted_in_each_step(place, whole, number, call):
     go_on(place, "run", whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("numbers", [(KILL, KILL, KILL), (TERM, KILL, INT), (TERM, TERM, TERM)])
 def test_interrupted_again_and_again(place, whole, numbers):
     for number in numbers:
@@ -165,6 +167,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [TERM, KILL])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_other_settings(place, whole, name, number):
@@ -267,6 +270,7 @@ def test_the_reading_processes_change_nothing(whole):
         assert differences(a["checkpoint"][part], b["checkpoint"][part]) == []
 
 
+@pytest.mark.slow
 def test_accumulation_computes_the_same(shared):
     """Without prompts: with them each forward pass divides by its own number of scored tokens."""
     for name, micro in (("one", 0), ("two", 4), ("four", 2)):

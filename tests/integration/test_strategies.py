@@ -85,7 +85,7 @@ def test_the_other_pairs_of_denoiser_and_strategy(place, arm, strategy):
         ["training.micro_batch=2"],
         ["training.compile=true", "training.compile_backend=aot_eager"],
         ["training.checkpoint_activations=true"],
-        ["training.ema_decay=0", "training.ema_decays=[]"],
+        pytest.param(["training.ema_decay=0", "training.ema_decays=[]"], marks=pytest.mark.long),
     ],
     ids=["accumulation", "compiled", "recomputed", "live weights"],
 )
@@ -156,6 +156,7 @@ def test_bfloat16_means_what_it_means_on_one_device(place):
     assert {value.dtype for value in tensors if value.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices_and_strategies(place):
     """One device, then two with shares of everything, then one with compiled blocks."""
     place.train("whole", *LONG)

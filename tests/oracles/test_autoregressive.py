@@ -135,6 +135,7 @@ PROMPTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", PROMPTS.values(), ids=PROMPTS)
 def test_the_cache_draws_what_whole_sequences_draw(model, given):
     model, noise = model.double(), Noise(6, torch.tensor([2, 11, 5, 7]))

@@ -89,7 +89,7 @@ def naive_blocks(mixer: Attention, clean: torch.Tensor, noisy: torch.Tensor, siz
     return outputs
 
 
-@pytest.fixture(params=[None, 4, 2], ids=["one chunk", "chunks of 4", "chunks of 2"])
+@pytest.fixture(params=[None, 2], ids=["one chunk", "chunks of 2"])
 def chunk(request, monkeypatch):
     """Chunks shorter than those that pay off, so that short texts have several, the last one shorter."""
     if request.param is not None:

@@ -66,6 +66,7 @@ def stop(start, path, checkpoint, eventually, number):
     return worker.communicate(timeout=20)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "kind", "why"), [(signal.SIGKILL, "node", "its worker died ("),
                                                      (signal.SIGUSR1, "time", "stopped by SIGUSR1 (")])
 def test_ends_of_workers_are_counted_and_bounded(write_study, start, work, records_of, folder_of, eventually, number,

@@ -30,6 +30,7 @@ def unanswered(tmp_path, monkeypatch):
     return flag
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_the_storage_does_not_answer(write_study, start, records_of, folder_of, eventually,
                                                             unanswered):
     path = write_study(overrides={"steps": 40, "pause": 0.05})

@@ -91,6 +91,7 @@ def test_report_and_status_for_programs(finished, tmp_path, capsys):
     assert "8 trials: 6 complete, 2 fail" in said and "exit status 2: error: shards" in said
 
 
+@pytest.mark.slow
 def test_sampled_study_shows_the_best_of_each_arm(write_study, work, tmp_path, capsys):
     path = write_study(arms={"a": {}, "b": {"denoiser": "mamba"}}, space={"lr": {"low": 0.001, "high": 0.01}}, trials=6,
                        overrides={"steps": 1})

@@ -34,6 +34,7 @@ def test_four_workers_on_twelve_cells_train_each_once(write_study, work, records
     assert "minus" not in said and "± s.e. seeds" in said, "the worker that ends the study prints the table"
 
 
+@pytest.mark.slow
 def test_sampled_study_has_exactly_its_trials(write_study, work, records_of):
     path = write_study(arms=ARMS, space={"lr": {"low": 1e-4, "high": 1e-2, "log": True}, "width": {"low": 8, "high": 64,
                                          "step": 8}}, trials=7, overrides={"steps": 2})
@@ -136,6 +137,7 @@ def test_child_that_stops_unasked_is_continued(write_study, work, records_of):
     assert codes == [0] and record.state == "complete" and lives(record) == [0, 1]
 
 
+@pytest.mark.slow
 def test_pruned_trial_stops_early_and_says_why(write_study, work, records_of):
     path = write_study(pruner={"name": "ThresholdPruner", "upper": 5.0}, overrides={"steps": 200, "pause": 0.05},
                        arms={"diverges": {"lr": 0.5}, "learns": {"steps": 3}})
