@@ -9,7 +9,15 @@ from typing import ClassVar
 
 import torch
 
-from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Inner, Modulation, Signal
+from diffusion_lm.conditioning.base import (
+    Branch,
+    ConditioningConfig,
+    EmbeddedNoiseLevel,
+    Inner,
+    Modulation,
+    Signal,
+    modulated,
+)
 from diffusion_lm.shapes import Hidden
 
 
@@ -32,8 +40,9 @@ class AdalnBranch(Branch):
 
     def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         assert signal is not None
-        shift, scale, gate = self.modulation.values(signal, x.shape[1])
-        return gate * branch(torch.addcmul(shift, x, 1 + scale))
+        values = self.modulation.values(signal, x.shape[1])
+        y = branch(modulated(lambda x, shift, scale, _: torch.addcmul(shift, x, 1 + scale), x, values))
+        return modulated(lambda y, shift, scale, gate: gate * y, y, values)
 
 
 class Adaln(EmbeddedNoiseLevel):

@@ -6,7 +6,15 @@ y = branch(x + shift): the other of DIMBA's two choices (section 3.2.5).
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Inner, Modulation, Signal
+from diffusion_lm.conditioning.base import (
+    Branch,
+    ConditioningConfig,
+    EmbeddedNoiseLevel,
+    Inner,
+    Modulation,
+    Signal,
+    modulated,
+)
 from diffusion_lm.shapes import Hidden
 
 
@@ -29,8 +37,7 @@ class AdditiveBranch(Branch):
 
     def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         assert signal is not None
-        (shift,) = self.modulation.values(signal, x.shape[1])
-        return branch(x + shift)
+        return branch(modulated(lambda x, shift: x + shift, x, self.modulation.values(signal, x.shape[1])))
 
 
 class Additive(EmbeddedNoiseLevel):

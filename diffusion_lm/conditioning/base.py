@@ -48,16 +48,31 @@ class Modulation(nn.Module):
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def values(self, signal: Signal, length: int) -> tuple[Tensor, ...]:
-        """The parts, each [B, L or 1, D]."""
+    def values(self, signal: Signal, length: int) -> list[tuple[Tensor, ...]]:
+        """The parts, each [R, L or 1, D]: those of all rows, or those of the first half of them and of the second.
+
+        Halves are told apart where a row is one position: the clean ones' parts beside as many of the noisy ones' would
+        be a tensor several times as large as what they change.
+        """
         value = self.linear(signal.noisy)
         if value.shape[1] > 1:
             value = value.repeat_interleave(length // value.shape[1], 1)
+        halves = [value]
         if signal.beside_clean:
-            value = torch.cat((self.linear(signal.clean).expand_as(value), value))
+            halves = [self.linear(signal.clean), value]
+            if length > 1:
+                halves = [torch.cat((halves[0].expand_as(value), value))]
         if signal.given is not None:
-            value = torch.where(signal.given.unsqueeze(-1), self.linear(signal.clean), value)
-        return value.chunk(self.parts, -1)
+            clean, given = self.linear(signal.clean), signal.given.unsqueeze(-1).chunk(len(halves))
+            halves = [torch.where(own, clean, value) for own, value in zip(given, halves, strict=True)]
+        return [value.chunk(self.parts, -1) for value in halves]
+
+
+def modulated(change: Callable[..., Tensor], x: Hidden, values: list[tuple[Tensor, ...]]) -> Hidden:
+    """change(x, *parts) of all rows, or of each half with its own parts."""
+    if len(values) == 1:
+        return change(x, *values[0])
+    return torch.cat([change(half, *parts) for half, parts in zip(x.chunk(len(values)), values, strict=True)])
 
 
 class Branch(nn.Module, ABC):

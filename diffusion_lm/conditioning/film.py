@@ -8,7 +8,15 @@ from typing import ClassVar
 
 import torch
 
-from diffusion_lm.conditioning.base import Branch, ConditioningConfig, EmbeddedNoiseLevel, Inner, Modulation, Signal
+from diffusion_lm.conditioning.base import (
+    Branch,
+    ConditioningConfig,
+    EmbeddedNoiseLevel,
+    Inner,
+    Modulation,
+    Signal,
+    modulated,
+)
 from diffusion_lm.shapes import Hidden
 
 
@@ -31,8 +39,8 @@ class FilmBranch(Branch):
 
     def forward(self, branch: Inner, x: Hidden, signal: Signal | None) -> Hidden:
         assert signal is not None
-        shift, scale = self.modulation.values(signal, x.shape[1])
-        return branch(torch.addcmul(shift, x, 1 + scale))
+        values = self.modulation.values(signal, x.shape[1])
+        return branch(modulated(lambda x, shift, scale: torch.addcmul(shift, x, 1 + scale), x, values))
 
 
 class Film(EmbeddedNoiseLevel):

@@ -9,7 +9,7 @@ Theirs drops out a tenth of each branch in training; this one has no dropout.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusion_lm.conditioning.base import ConditioningConfig, Modulation
+from diffusion_lm.conditioning.base import ConditioningConfig, Modulation, modulated
 from diffusion_lm.config import choice, name_of, part
 from diffusion_lm.denoisers.base import DenoiserConfig
 from diffusion_lm.layers.norm import NORMS
@@ -63,5 +63,5 @@ class Dit(Trunk):
     def forward(self, hidden: Hidden, noisy: Noisy) -> Hidden:
         signal = self.conditioning.signal(noisy)
         hidden = self.stack(wide(hidden), signal, context_of(noisy))
-        shift, scale = self.modulation.values(signal, hidden.shape[1])
-        return self.norm(hidden) * (1 + scale) + shift
+        values = self.modulation.values(signal, hidden.shape[1])
+        return modulated(lambda x, shift, scale: x * (1 + scale) + shift, self.norm(hidden), values)
