@@ -22,6 +22,7 @@ def named(folder: str, refuses) -> list[str]:
     return [name for name in variants(folder) if not refuses(config_class(folder, name))]
 
 
+LONG = pytest.mark.long
 DENOISERS = named("denoisers", lambda cls: part_class(cls()).encodes_prompts)
 CONDITIONINGS = named("conditioning", lambda cls: cls().positions > 0)
 
@@ -141,7 +142,7 @@ def test_every_conditioning_gives_the_logits_of_generation(tools, name):
 @torch.no_grad()
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DENOISERS)
-@pytest.mark.parametrize("size", [1, 2, 7, 64, 448])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=LONG), pytest.param(7, marks=LONG), 64, 448])
 def test_training_gives_the_logits_of_generation_at_length_448(tools, name, size):
     model = model_of(tools, trunk_of(tools, name))
     content = texts(model, 448 // size, size, rows=1)

@@ -239,7 +239,7 @@ def test_overfits_one_batch(tools, denoiser, conditioning):
 @pytest.mark.parametrize(
     ("denoiser", "conditioning"),
     [
-        pytest.param(*pair, marks=pytest.mark.long if pair[0] in ("hybrid", "dimba") else ())
+        pytest.param(*pair, marks=pytest.mark.long if pair[0] != "mamba" else ())
         for pair in sorted(set(PAIRS) - set(FEW))
     ],
 )

@@ -168,7 +168,7 @@ VARIANTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [TERM, KILL])
+@pytest.mark.parametrize("number", [pytest.param(TERM, marks=pytest.mark.long), KILL])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_other_settings(place, whole, name, number):
     overrides = VARIANTS[name]

@@ -57,7 +57,7 @@ def test_ranks_and_accumulation_change_nothing(ranks, wanted, shards, world, mic
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "micro"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(("world", "micro"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.long)])
 def test_processes_joined_by_gloo_change_nothing(ranks, wanted, shards, place, world, micro):
     import torch
 
