@@ -17,6 +17,7 @@ QUICKSTART_THREADS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -lt 4 ]
 EVERYDAY := not slow and not long and not slurm and not mamba_ssm and not gpu
 PYTEST = python -m pytest --dist loadfile --jaxtyping-packages=diffusion_lm,beartype.beartype
 SIDE_BY_SIDE = OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n $(JOBS)
+ALONE = OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n 0
 
 # Torch comes at its pinned version: unpinned, an index could serve gigabytes of CUDA.
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -73,10 +74,11 @@ test-slow: mamba-ssm ## what `make test` leaves out: slow, SLURM, mamba-ssm and 
 	@echo "==> slow, mamba-ssm and GPU tests"
 	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m "not slurm and not long and not ($(EVERYDAY))" $(ARGS)
 	@echo "==> SLURM tests"
-	@$(ACTIVATE) && OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n 0 -m "slurm and not long" tests/slurm $(ARGS)
+	@$(ACTIVATE) && $(ALONE) -m "slurm and not long" tests/slurm $(ARGS)
 
 test-long: mamba-ssm ## enumerations of longer texts, more sizes, compiled code: a quarter of an hour
-	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m long $(ARGS)
+	@$(ACTIVATE) && $(SIDE_BY_SIDE) -m "long and not slurm" $(ARGS)
+	@$(ACTIVATE) && $(ALONE) -m "long and slurm" tests/slurm $(ARGS)
 
 test-all: test test-slow test-long ## all three
 

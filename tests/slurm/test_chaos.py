@@ -53,7 +53,11 @@ def undisturbed(experiment, tmp_path_factory):
     process.wait()
 
 
-@pytest.mark.parametrize(("storage", "seeds"), [("journal", 6), ("postgresql", 2)], indirect=["storage"])
+@pytest.mark.parametrize(
+    ("storage", "seeds"),
+    [("journal", 6), ("postgresql", 2), pytest.param("postgresql", 6, marks=pytest.mark.long)],
+    indirect=["storage"],
+)
 def test_a_study_survives_all_that_a_cluster_does(storage, seeds, cluster, submit, experiment, undisturbed, disturbed,
                                                   traces, records_of, over, logs, tmp_path):
     study, root = tmp_path / "study.yaml", tmp_path / "runs"
