@@ -284,7 +284,7 @@ def test_a_row_alone_has_the_bound_it_has_in_a_batch(pair, tools):
 
 
 @pytest.mark.parametrize("prompt", [0.0, 0.5])
-@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_training_does_not_depend_on_how_the_global_batch_is_split(pair, tools, rows, prompt):
     """Passes over parts of it, in a row or on devices: their mean loss and mean gradients are those of one pass."""
     name, process = pair

@@ -192,9 +192,10 @@ def estimators() -> list[tuple[str, str, dict]]:
     return found + more
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "process", "config"), estimators(), ids=str)
-@pytest.mark.parametrize("times", [pytest.param("antithetic", marks=pytest.mark.slow), "importance"])
+@pytest.mark.parametrize("times", ["antithetic", "importance"])
 def test_the_expectation_of_an_objective_is_the_same(tools, name, process, config, times):
     """Of the loss, and of its rows' estimates: 10 global batches of 100 rows each, from t = 0.1 on.
 

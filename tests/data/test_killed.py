@@ -16,6 +16,7 @@ POINTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_while_writing(killed_data_prep, data_prep, make_shards, jsonl, texts, tmp_path, point):
     clean = make_shards(texts, "clean", records_per_shard=2)

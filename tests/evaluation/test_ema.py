@@ -13,6 +13,7 @@ def several(world):
     return world.run("several", *STEPS, "training.ema_decays=[0.05, 0.3]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", ["0.9", "0.05", "0.3", "0"])
 def test_it_scores_what_a_run_of_that_decay_would_have_kept(world, several, evaluate, decay):
     alone = world.run(f"decay{decay}", *STEPS, f"training.ema_decay={decay}")

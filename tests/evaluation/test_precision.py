@@ -38,6 +38,7 @@ class Narrow(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_float64(world, monkeypatch, name):
     monkeypatch.chdir(world.folder)

@@ -30,7 +30,6 @@ DENOISERS = {
     "hybrid": {"pattern": "MA", "mamba": BOTH, "attention": ATTENTION},
     "dimba": {"mixer": BOTH},
 }
-EVERYDAY = {"hybrid, token": {"name": "hybrid", "n_layers": 2, "conditioning": "token", **DENOISERS["hybrid"]}}
 MIXERS = {
     "attention, causal": {**ATTENTION, "causal": True},
     "attention, blocks": {**ATTENTION, "causal": True, "block_size": 4},
@@ -74,21 +73,11 @@ def run_script(cases, backend, **options):
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="session")
-def everyday():
-    return run_script(EVERYDAY, "eager")
-
-
-@pytest.mark.parametrize("case", EVERYDAY)
-def test_one_graph_for_training_and_one_without_gradients(everyday, case):
-    assert everyday[case]["error"] is None
-    assert everyday[case]["difference"] < 1e-5
-
-
 CROSSED = crossed()
 FEW = [
     name for name in CROSSED
     if name.split(", ")[0] not in DENOISERS or name.startswith("transformer") or name.endswith("adaln")
+    or name == "hybrid, token"
 ]  # fmt: skip
 
 

@@ -48,6 +48,7 @@ def test_every_row_has_noise_of_its_own(ranks, wanted):
         assert any(given) and not all(given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world", "micro"), [(1, 1), (1, 2), (2, 4), (2, 1), (4, 2), (4, 1)])
 def test_ranks_and_accumulation_change_nothing(ranks, wanted, shards, world, micro):
     """Every rank's share, drawn in turn in this process."""

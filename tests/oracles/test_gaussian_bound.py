@@ -161,6 +161,7 @@ def test_the_bound_of_the_exact_posterior_is_entropy_and_divergence(monkeypatch,
     assert total == pytest.approx(source.entropy + divergence, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_bound_is_the_integral_of_every_term(monkeypatch, hermite, model, source, wanted, schedule):
     """Through `bound` itself, with quadrature for noise and levels: to 1e-3 nats."""

@@ -22,6 +22,7 @@ def classes(record):
     return {kind: kinds.count(kind) for kind in kinds}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "kind", "begun", "state"),
     [

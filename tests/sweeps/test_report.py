@@ -76,6 +76,7 @@ def test_a_complete_trial_whose_folder_is_gone_is_told(write_study, trained, rec
     assert [line["val/nll"] for line in lines] == ["2.0", "2.0", "3.0", "3.0"]
 
 
+@pytest.mark.slow
 def test_report_and_status_for_programs(finished, tmp_path, capsys):
     assert run_command(main, ["report", str(finished), "--root", str(tmp_path / "runs"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

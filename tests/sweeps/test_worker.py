@@ -67,6 +67,7 @@ def test_killed_worker_is_succeeded_from_the_checkpoint(write_study, start, work
     assert "trial 0 starts, continued in its life 2" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_stopped_worker_leaves_the_trial_to_be_continued(write_study, start, work, records_of, folder_of, eventually,
                                                          tmp_path, capsys, number, code):
