@@ -28,6 +28,9 @@ LONG_CASES = {  # half a minute and more each; see conftest.py
     "test_the_enumeration_itself_gives_the_entropy[4-mask_uniform]",
     "test_exact_ratios_give_the_entropy[4-uniform]",
     "test_the_leave_one_out_posterior_reaches_the_entropy_and_others_stay_above[4-gidd-mask_uniform]",
+    "test_the_leave_one_out_posterior_reaches_the_entropy_and_others_stay_above[4-gidd-uniform]",
+    "test_the_bound_of_any_predictor_is_the_enumerated_one[4-gidd-mask_uniform]",
+    "test_the_bound_of_any_predictor_is_the_enumerated_one[4-gidd-uniform]",
 }
 BOUNDS = [("uniform", "uniform"), ("gidd", "uniform"), ("gidd", "mask_uniform")]
 SCORES = ["masked", "uniform"]

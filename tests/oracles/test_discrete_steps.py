@@ -28,7 +28,7 @@ LONG_CASES = {  # all but the cosine; see conftest.py
     f"test_the_exact_posterior_stays_above_the_entropy_and_comes_nearer_with_steps[4-{process}-{schedule}]"
     for process in PROCESSES
     for schedule in ("log_linear", "geometric", "sqrt")
-}
+} | {"test_the_exact_posterior_stays_above_the_entropy_and_comes_nearer_with_steps[4-mask_uniform-cosine]"}
 ALPHA = {  # written here a second time, by hand
     "log_linear": ({"eps": 0.05}, lambda t: 1 - 0.95 * t),
     "cosine": ({"s": 0.0}, lambda t: math.cos(t * math.pi / 2) ** 2),
