@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from diffusion_lm.backends import Backend, backend_choice, backend_class, choose_backend
 from diffusion_lm.layers.block_scan import SHORT, scan_blocks
 from diffusion_lm.layers.block_states import states_at_starts
+from diffusion_lm.layers.single_step import lone_position, single_step
 from diffusion_lm.shapes import Float, Segment, Tensor
 
 
@@ -125,6 +126,28 @@ def with_skip(
     if D is None:
         return y
     return torch.addcmul(y, x, D.to(x.dtype) if D.dim() == 2 else D.to(x.dtype).unsqueeze(-1))
+
+
+def of_one_position(
+    x: Float[Tensor, "B 1 H P"] | Float[Tensor, "B L H P"],
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    initial_state: Tensor | None,
+    want_state: bool,
+) -> tuple[Float[Tensor, "B 1 H P"], Float[Tensor, "B H P N"] | None] | None:
+    """What `scan` gives for rows of one position, by no kernel at all; None for longer rows, and where gradients go
+    through a state."""
+    if x.shape[1] != 1:
+        return None
+    if initial_state is None and not want_state:
+        return with_skip(lone_position(x, dt, A, B, C), x, D), None
+    if torch.is_grad_enabled():
+        return None
+    y, state = single_step(x, dt, A, B, C, initial_state)
+    return with_skip(y, x, D), state if want_state else None
 
 
 def runs_of(segment: Segment) -> Segment:

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from diffusion_lm.errors import UserError
-from diffusion_lm.kernels.base import InnerLayer, ScanKernel, check_groups, runs_of, with_skip
-from diffusion_lm.layers.single_step import single_step
+from diffusion_lm.kernels.base import InnerLayer, ScanKernel, check_groups, of_one_position, runs_of
 from diffusion_lm.shapes import Float, Segment, Tensor
 
 CONVOLUTIONS = (2, 3, 4)
@@ -49,13 +48,12 @@ class MambaSsm(ScanKernel):
         want_state: bool = False,
         reverse: bool = False,
     ) -> tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"] | None]:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
         check_groups(x, B)
         _refuse_float64(x)
-        if x.shape[1] == 1 and not torch.is_grad_enabled():
-            y, state = single_step(x, dt, A, B, C, initial_state)
-            return with_skip(y, x, D), state if want_state else None
+        if (found := of_one_position(x, dt, A, B, C, D, initial_state, want_state)) is not None:
+            return found
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+
         if reverse:
             x, dt, B, C = (v.flip(1) for v in (x, dt, B, C))
             segment = None if segment is None else segment.flip(1)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion_lm.kernels.base import ScanKernel, check_groups, runs_of, with_skip
+from diffusion_lm.kernels.base import ScanKernel, check_groups, of_one_position, runs_of, with_skip
 from diffusion_lm.layers.block_scan import scan_blocks
 from diffusion_lm.layers.chunked_scan import ChunkedScan, opaque_scan
 from diffusion_lm.layers.scan_layout import Plan
-from diffusion_lm.layers.single_step import lone_position, single_step
 from diffusion_lm.precision import wide
 from diffusion_lm.shapes import Float, Segment, Tensor
 
@@ -46,11 +45,8 @@ class Torch(ScanKernel):
         reverse: bool = False,
     ) -> tuple[Float[Tensor, "B L H P"], Float[Tensor, "B H P N"] | None]:
         check_groups(x, B)
-        if x.shape[1] == 1 and initial_state is None and not want_state:
-            return with_skip(lone_position(x, dt, A, B, C), x, D), None
-        if x.shape[1] == 1 and initial_state is not None and not torch.is_grad_enabled():
-            y, state = single_step(x, dt, A, B, C, initial_state)
-            return with_skip(y, x, D), state if want_state else None
+        if (found := of_one_position(x, dt, A, B, C, D, initial_state, want_state)) is not None:
+            return found
         runs, inputs = None if segment is None else runs_of(segment), (x, wide(dt), wide(A), B, C)
         if torch.compiler.is_compiling():
             if initial_state is None:

@@ -12,14 +12,15 @@ def single_step(
     A: Float[Tensor, "H"],
     B: Float[Tensor, "B 1 G N"],
     C: Float[Tensor, "B 1 G N"],
-    state: Float[Tensor, "B H P N"],
+    state: Float[Tensor, "B H P N"] | None = None,
 ) -> tuple[Float[Tensor, "B 1 H P"], Float[Tensor, "B H P N"]]:
     """The output in the dtype of x, and the state after it, in float32 at least. For generation."""
     shape, dtype, (rows, _, groups, size) = x.shape, x.dtype, B.shape
     dt, B, C = wide(dt).squeeze(1), wide(B).view(rows, groups, 1, size), wide(C).view(rows, groups, size, 1)
     added = (wide(x).squeeze(1) * dt.unsqueeze(-1)).reshape(rows, groups, -1, 1) * B  # [B, G, RP, N]
-    decay = torch.exp(dt * wide(A)).unsqueeze(-1).unsqueeze(-1)
-    added = torch.addcmul(added.view(state.shape), wide(state), decay).view(added.shape)
+    if state is not None:
+        decay = torch.exp(dt * wide(A)).unsqueeze(-1).unsqueeze(-1)
+        added = torch.addcmul(added.view(state.shape), wide(state), decay).view(added.shape)
     y = (added @ C).view(shape).to(dtype)
     return y, added.view(rows, *shape[2:], size)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffusion_lm.config import variants
 from diffusion_lm.kernels.base import ScanKernel, kernel_class
 from diffusion_lm.layers.convolution import convolve, convolve_blocks, tails
 from diffusion_lm.layers.single_step import lone_position, single_step
@@ -102,7 +103,7 @@ def test_one_position_is_a_step():
     B_all, C_all = (v.repeat_interleave(2, 2) for v in (B, C))
     for start in (state, torch.zeros_like(state)):
         h, expected = step(start, x[:, 0], dt[:, 0], A, B_all[:, 0], C_all[:, 0])
-        y, after = single_step(x, dt, A, B, C, start)
+        y, after = single_step(x, dt, A, B, C, start if start.any() else None)
         torch.testing.assert_close(y[:, 0], expected)
         torch.testing.assert_close(after, h)
     torch.testing.assert_close(lone_position(x, dt, A, B, C)[:, 0], expected)
@@ -120,10 +121,27 @@ def test_a_row_of_one_position_has_the_gradients_of_the_step_and_none_of_decay(r
     assert not torch.autograd.grad(kernel_class("torch")().scan(*values, chunk_size=64)[0].sum(), A)[0].any()
 
 
+@pytest.mark.parametrize("name", variants("kernels"))
+@pytest.mark.parametrize("want", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_without_gradients_no_kernel_is_asked_for_one_position(name, known, want):
+    """So that every one of them can be run here, whatever it needs for longer texts."""
+    x, dt, A, B, C = (v.detach() for v in inputs(2, 1, 1, 2, torch.float32))
+    start = torch.randn(len(x), HEADS, WIDTH, STATE) if known else torch.zeros(len(x), HEADS, WIDTH, STATE)
+    B_all, C_all = (v.repeat_interleave(2, 2) for v in (B, C))
+    h, expected = step(start, x[:, 0], dt[:, 0], A, B_all[:, 0], C_all[:, 0])
+    with torch.no_grad():
+        options = {"initial_state": start if known else None, "want_state": want}
+        y, after = kernel_class(name)().scan(x, dt, A, B, C, chunk_size=64, **options)
+    torch.testing.assert_close(y[:, 0], expected)
+    assert (after is not None) == want
+    if want:
+        torch.testing.assert_close(after, h)
+
+
 def test_a_state_is_float32_at_least_after_a_step():
     x, dt, A, B, C = (v.detach().bfloat16() for v in inputs(2, 1, 1, 1))
-    state = torch.zeros(len(x), HEADS, WIDTH, STATE)
-    y, after = single_step(x, dt, A, B, C, state)
+    y, after = single_step(x, dt, A, B, C)
     assert (y.dtype, after.dtype) == (torch.bfloat16, torch.float32)
 
 
